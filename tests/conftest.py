@@ -1,0 +1,35 @@
+"""Settings of every test, made before JAX starts: 8 CPU devices, strict ranks, exact products."""
+
+import os
+
+# A TPU or GPU run sets JAX_PLATFORMS itself; libtpu, where installed, must not look for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import flax
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_enable_x64", False)
+
+# The same examples in every run; compiling makes the first one slow.
+hypothesis.settings.register_profile(
+  "memjax", database=None, deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("memjax")
+
+
+def pytest_report_header():
+  return f"jax {jax.__version__}, flax {flax.__version__}, {jax.device_count()} devices"
+
+
+def pytest_collection_modifyitems(items):
+  """Skips tests marked `tpu` or `gpu` on a machine without one."""
+  for item in items:
+    for platform in ("tpu", "gpu"):
+      if item.get_closest_marker(platform) and jax.default_backend() != platform:
+        item.add_marker(pytest.mark.skip(reason=f"needs a {platform.upper()}"))
