@@ -1,0 +1,1 @@
+"""Memory layers for JAX: one contract, published architectures, plain functions."""

@@ -1,0 +1,157 @@
+"""Folders that are made once, whole or not at all, whichever process comes first; and the tokens kept in them."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from memjax.data.tokenizers import Tokenizer
+
+SPLITS = ("train", "validation")
+LAYOUT = 1  # of the files below; raise it when they change, and old folders are left alone
+
+
+class Tokens(NamedTuple):
+  """One split. `tokens`: [N] unsigned, on disk; `starts`: [documents + 1] int64, where documents begin, and N."""
+
+  tokens: np.ndarray
+  starts: np.ndarray
+  num_bytes: int
+
+
+def default_folder() -> pathlib.Path:
+  """`$MEMJAX_CACHE`, else the platform's folder for caches."""
+  if folder := os.environ.get("MEMJAX_CACHE"):
+    return pathlib.Path(folder).expanduser()
+  if sys.platform == "darwin":
+    return pathlib.Path.home() / "Library" / "Caches" / "memjax"
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "memjax"
+
+
+def key(*parts: object) -> str:
+  """16 hex digits of everything that decides what a folder holds."""
+  return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  with open(path, "w") as file:  # never deleted: a second process may already wait on it
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def prepare(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
+  """Returns `folder`; if it is not there, `build` fills a folder beside it that is then renamed.
+
+  Raises:
+    OSError: the cache cannot be written or the disk is full; nothing is left behind.
+  """
+  if folder.exists():
+    return folder
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent / f".{folder.name}.lock"):
+      if not folder.exists():
+        _build(folder, build)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      what = f"the disk of {folder.parent} is full: free some space there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+      what = f"{folder.parent} cannot be written ({error.strerror}): make it writable"
+    else:
+      raise
+    message = f"{what}, or name another folder with cache_dir= (or the variable MEMJAX_CACHE)"
+    raise OSError(error.errno, message) from error
+  return folder
+
+
+def _build(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> None:
+  for stale in folder.parent.glob(f".{folder.name}.incomplete-*"):
+    shutil.rmtree(stale, ignore_errors=True)  # the lock is ours, so whoever made it is dead
+  temporary = folder.parent / f".{folder.name}.incomplete-{os.getpid()}"
+  try:
+    temporary.mkdir()
+    build(temporary)
+    temporary.rename(folder)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def write_tokens(
+  folder: pathlib.Path,
+  documents: dict[str, Iterable[bytes]],
+  tokenizer: Tokenizer,
+  limit_bytes: int | None,
+) -> None:
+  """Tokenises both splits into `folder`: `SPLIT.tokens`, `SPLIT.starts.npy` and `corpus.json`.
+
+  Args:
+    documents: by split, UTF-8 text; empty documents are passed over.
+    limit_bytes: each split ends after so many bytes of text (at a character's border).
+  Raises:
+    ValueError: a split without text.
+  """
+  digest = hashlib.sha256(tokenizer.fingerprint.encode())
+  splits = {}
+  for split in SPLITS:
+    lengths, num_bytes = [], 0
+    with open(folder / f"{split}.tokens", "wb") as file:
+      for text in _limited(documents[split], limit_bytes):
+        tokens = tokenizer.encode_utf8(text)
+        if len(tokens):
+          file.write(tokens.tobytes())
+          digest.update(tokens.tobytes())
+          lengths.append(len(tokens))
+          num_bytes += len(text)
+    if not lengths:
+      raise ValueError(f"the {split} split holds no text: give more of it (at least two characters)")
+    starts = np.fromiter(itertools.accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
+    np.save(folder / f"{split}.starts.npy", starts)
+    digest.update(starts.tobytes())
+    splits[split] = {"tokens": int(starts[-1]), "bytes": num_bytes}
+  corpus = {"fingerprint": digest.hexdigest()[:16], "dtype": tokenizer.dtype.name, "splits": splits}
+  (folder / "corpus.json").write_text(json.dumps(corpus))
+
+
+def _limited(documents: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
+  left = limit
+  for text in documents:
+    if left is not None and len(text) > left:
+      text = text[:left].decode("utf-8", errors="ignore").encode()  # drops half a character at the end
+      left = len(text)
+    yield text
+    if left is not None:
+      left -= len(text)
+      if not left:
+        return
+
+
+def read_tokens(folder: pathlib.Path) -> tuple[str, dict[str, Tokens]]:
+  """The fingerprint and the splits that `write_tokens` left, mapped from disk.
+
+  Raises:
+    OSError: files that are missing or cut short.
+  """
+  try:
+    corpus = json.loads((folder / "corpus.json").read_text())
+    splits = {}
+    for split, sizes in corpus["splits"].items():
+      tokens = np.memmap(folder / f"{split}.tokens", corpus["dtype"], mode="r")
+      starts = np.load(folder / f"{split}.starts.npy", allow_pickle=False)
+      if len(tokens) != sizes["tokens"] or starts[-1] != sizes["tokens"]:
+        raise ValueError(f"{split}: {len(tokens)} tokens, {sizes['tokens']} expected")
+      splits[split] = Tokens(tokens, starts, sizes["bytes"])
+  except (OSError, ValueError, KeyError) as error:
+    raise OSError(f"the prepared text in {folder} is damaged ({error}): delete the folder and run again") from error
+  return corpus["fingerprint"], splits

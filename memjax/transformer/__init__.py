@@ -1,0 +1,7 @@
+"""Transformers as stacks of memories."""
+
+from memjax.transformer.feed_forward import FeedForward
+from memjax.transformer.language_model import LanguageModel
+from memjax.transformer.stack import Stack
+
+__all__ = ["FeedForward", "LanguageModel", "Stack"]

@@ -1,0 +1,179 @@
+"""A residual stack of memories is a memory: `x = x + layer(norm(x))`, states threaded, repeated layers scanned."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.core import Memory, as_state, channel, checks, clean
+from memjax.core.layers import RMSNorm, dropout
+from memjax.core.module import stack
+from memjax.core.state import stack_depths, stack_key
+
+Factory = Callable[..., Memory]  # factory(dim, rngs=rngs)
+
+REMAT = {
+  "full": None,  # keep the input of a layer only
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@as_state
+class StackState:
+  """States by depth; layers that run in one scan stand stacked under a `stack_key`: leaves `[L, B, ...]`."""
+
+  layers: dict[str, Any]
+
+
+class Layer(nnx.Module):
+  """One layer of a stack: `x + memory(norm(x))`, or `memory(x)` for a memory with `residual = False`."""
+
+  def __init__(self, memory: Memory, dim: int, norm: Callable, rngs: nnx.Rngs):
+    self.memory = memory
+    self.norm = norm(dim, rngs=rngs) if memory.residual else None
+
+  def __call__(self, x, state, *, reset, valid, context, rate: float):
+    if self.norm is None:
+      return self.memory(x, state, reset=reset, valid=valid, context=context)
+    h = self.norm(x)
+    channel.emit("input", h)
+    y, state = self.memory(h, state, reset=reset, valid=valid, context=context)
+    key = None if context is None or context.key is None else jax.random.fold_in(context.key, 1)
+    return x + dropout(y, rate, key), state
+
+
+class Stack(Memory):
+  """A pattern of layers repeated `repeats` times, with exceptions by index, then a final norm.
+
+  A repetition is one block, `pattern` its layers in order (say attention, feed-forward). Neighbouring blocks without an
+  exception are stacked and run by one scan, so compile time does not grow with depth. Depth counts layers, not blocks.
+
+  Args:
+    dim: model width D.
+    pattern: factories of one block's layers; each is called as `factory(dim, rngs=rngs)`.
+    repeats: number of blocks.
+    exceptions: `{block index: factories}` of the blocks that are built otherwise.
+    norm: factory of the norms, called as `norm(dim, rngs=rngs)`.
+    final_norm: normalise the output.
+    dropout: rate on each residual branch; needs `context.key`.
+    remat: None keeps activations; "full" keeps each block's input only; "dots" keeps matrix products as well.
+
+  State: `StackState`.
+  """
+
+  residual = False
+
+  def __init__(
+    self, dim: int, *, pattern: Sequence[Factory], repeats: int = 1, exceptions: Mapping[int, Sequence[Factory]] | None = None,
+    norm: Callable = RMSNorm, final_norm: bool = True, dropout: float = 0.0, remat: str | None = None, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim, repeats=repeats)
+    checks.fraction(dropout=dropout)
+    checks.one_of("remat", remat, (None, *REMAT))
+    self.dim, self.dropout, self.remat = dim, dropout, remat
+    self.layers = nnx.Dict()
+    groups, depth = [], 0
+    for factories, count in _runs(tuple(pattern), repeats, exceptions or {}):
+      keys = []
+      for position, factory in enumerate(factories):
+        key = stack_key(depth + position, len(factories), count) if count > 1 else str(depth + position)
+        self.layers[key] = _make(factory, dim, norm, count, rngs)
+        keys.append(key)
+      groups.append(tuple(keys))
+      depth += len(factories) * count
+    self.groups, self.depth = tuple(groups), depth
+    self.norm = norm(dim, rngs=rngs) if final_norm else None
+    memories = [layer.memory for layer in self.layers.values()]
+    self.granularity = math.lcm(*(memory.granularity for memory in memories))
+    self.causal = all(memory.causal for memory in memories)
+
+  def init_state(self, batch: int) -> StackState:
+    states = {}
+    for keys in self.groups:
+      for key in keys:
+        layer = self.layers[key]
+        if stack_depths(key) is None:
+          states[key] = layer.memory.init_state(batch)
+        else:
+          states[key] = jax.vmap(lambda layer: layer.memory.init_state(batch))(layer)
+    return StackState(states)
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    x, states = clean(x, valid), {}
+
+    def block(keys, x, layers, states, index):
+      new = []
+      for key, layer, layer_state in zip(keys, layers, states, strict=True):
+        depth = (stack_depths(key) or (int(key),))[0] + index * len(keys)
+        inner = None if context is None else context.fold(depth)
+        with channel.scope(key):
+          x, layer_state = layer(x, layer_state, reset=reset, valid=valid, context=inner, rate=self.dropout)
+        new.append(layer_state)
+      return x, tuple(new)
+
+    for keys in self.groups:
+      layers, group = [self.layers[key] for key in keys], [state.layers[key] for key in keys]
+      depths = stack_depths(keys[0])
+      if depths is None:
+        x, new = self._rematerialise(lambda *a, keys=keys: block(keys, *a, 0), x, layers, group)
+      else:
+        x, new = self._scan(lambda *a, keys=keys: block(keys, *a), x, layers, group, len(depths))
+      states.update(zip(keys, new, strict=True))
+    return (x if self.norm is None else self.norm(x)), StackState(states)
+
+  def _rematerialise(self, fn, *args, in_scan: bool = False):
+    if self.remat is None:
+      return fn(*args)
+    return channel.checkpoint(fn, *args, policy=REMAT[self.remat], prevent_cse=not in_scan)
+
+  def _scan(self, block, x, layers, states, count: int):
+    index = jnp.arange(count)
+    if x.shape[1] == 1:  # decoding: states stay in the carry and are updated in place
+
+      def step(carry, inputs):
+        x, states = carry
+        layers, i = inputs
+        mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
+        x, mine = block(x, layers, mine, i)
+        put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0)  # noqa: E731
+        return (x, jax.tree.map(put, states, list(mine))), None
+
+      (x, states), _ = channel.scan(step, (x, states), (layers, index))
+      return x, states
+
+    def body(x, inputs):
+      return self._rematerialise(block, x, *inputs, in_scan=True)
+
+    return channel.scan(body, x, (layers, states, index))
+
+
+def _runs(pattern, repeats: int, exceptions: Mapping[int, Sequence[Factory]]):
+  """(factories, how many blocks in a row) from the first block to the last."""
+  for index in exceptions:
+    if not 0 <= index < repeats:
+      raise ValueError(f"exceptions names block {index}, but there are repeats={repeats} blocks (0 to {repeats - 1})")
+  if not pattern:
+    raise ValueError("pattern is empty; give at least one factory, such as functools.partial(Attention, heads=4)")
+  start = 0
+  while start < repeats:
+    if start in exceptions:
+      yield tuple(exceptions[start]), 1
+      start += 1
+      continue
+    end = min([i for i in exceptions if i > start], default=repeats)
+    yield pattern, end - start
+    start = end
+
+
+def _make(factory: Factory, dim: int, norm: Callable, count: int, rngs: nnx.Rngs) -> Layer:
+  def make(rngs):
+    memory = factory(dim, rngs=rngs)
+    if not isinstance(memory, Memory):
+      raise TypeError(f"a layer's factory returned {type(memory).__name__}; it must return a Memory")
+    return Layer(memory, dim, norm, rngs)
+
+  return make(rngs) if count == 1 else stack(make, count, rngs)
