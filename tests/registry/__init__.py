@@ -1,0 +1,67 @@
+"""Every public memory, once or in several settings, at tiny sizes: the laws run on each row.
+
+A family's rows stand in `tests/registry/<family>.py`. Keep them tiny: a row has a few CPU seconds for laws 1-6 and 8.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from memjax.core import Context, Memory
+from memjax.testing.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One memory in one setting.
+
+  Attributes:
+    name: unique; letters, digits and `-` (it is the test's id): "ntm-lstm".
+    make: `nnx.Rngs -> Memory`, at tiny sizes: `lambda rngs: NTM(8, slots=4, width=4, rngs=rngs)`.
+    dim: width D of x.
+    batch: rows of x; 2 is enough, a stack of L layers also gets batch L.
+    length: tokens of x; a multiple of the memory's granularity and at least 4 segments; None: 8 tokens or 4 segments.
+    extras: `(batch, length) -> Context` for a memory that reads `context` (deterministic; without a key for the laws).
+    inputs: `(key, batch, length) -> x` for a memory over something else than normal activations, such as ids.
+    exempt: `{law: reason}` of the laws not asked of this row: the names in `memjax.testing.LAWS`.
+    implementations: values for law 7: the first is the reference, each is put into the attribute `implementation` with
+      `core.replace` (a dict names other attributes); () when there is one only.
+    task: settings of law 10; None: the defaults. Not used for a memory without state.
+    tolerance: relative tolerance of comparisons, by default the kit's; give a reason beside it.
+    share: CPU seconds that the default laws may take.
+    sources: files beyond those of the module that defines the memory, relative to the repository root, whose change
+      against the main branch brings the row into the sample for laws 7, 9, 10 and the second Flax mode.
+  """
+
+  name: str
+  make: Callable[[nnx.Rngs], Memory]
+  dim: int
+  batch: int = 2
+  length: int | None = None
+  extras: Callable[[int, int], Context] | None = None
+  inputs: Callable[[jax.Array, int, int], jax.Array] | None = None
+  exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  implementations: tuple[Any, ...] = ()
+  task: Task | None = None
+  tolerance: float | None = None
+  share: float = 12.0
+  sources: tuple[str, ...] = ()
+
+
+def rows() -> list[Row]:
+  """All rows of all families, in order.
+
+  Raises:
+    ValueError: two rows have one name.
+  """
+  from tests.registry import parametric, recurrent, slots, transformer
+
+  found = [row for family in (transformer, slots, parametric, recurrent) for row in family.ROWS]
+  names = [row.name for row in found]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(f"two registry rows are called {', '.join(twice)}")
+  return found

@@ -1,0 +1,5 @@
+"""Rows of `memjax.parametric`."""
+
+from tests.registry import Row
+
+ROWS: list[Row] = []

@@ -1,0 +1,5 @@
+"""Rows of `memjax.recurrent`."""
+
+from tests.registry import Row
+
+ROWS: list[Row] = []

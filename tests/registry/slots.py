@@ -1,0 +1,5 @@
+"""Rows of `memjax.slots`."""
+
+from tests.registry import Row
+
+ROWS: list[Row] = []
