@@ -1,8 +1,12 @@
-"""The one side channel: losses, counts and touched rows out of a memory, taps into it, through scan and checkpoint.
+"""The one side channel: losses, counts and touched rows out of a memory, taps into it, through
+scan and checkpoint.
 
-`emit(name, value)` hands a value to whoever collects; `tap(name, shape)` is a zero to add to a lookup's output, whose
-gradient is the gradient of the rows that were read. A frame lives while one body is traced. `scan` and `checkpoint` open a
-frame inside their body, so that no tracer crosses a border, and hand everything on outside, stacked. Who does not collect
+`emit(name, value)` hands a value to whoever collects; `tap(name, shape)` is a zero to add to a
+lookup's output, whose
+gradient is the gradient of the rows that were read. A frame lives while one body is traced. `scan`
+and `checkpoint` open a
+frame inside their body, so that no tracer crosses a border, and hand everything on outside,
+stacked. Who does not collect
 pays nothing: what is emitted and not used is removed by the compiler.
 """
 
@@ -15,7 +19,8 @@ _frames: list = []
 
 
 class Frame:
-  """What was emitted (`emitted: dict`) and which taps were asked for (`wanted: dict` of shapes) during one trace."""
+  """What was emitted (`emitted: dict`) and which taps were asked for (`wanted: dict` of shapes)
+  during one trace."""
 
   def __init__(self, taps=None):
     self.taps, self.wanted, self.emitted = taps, {}, {}
@@ -24,7 +29,8 @@ class Frame:
 
 @contextlib.contextmanager
 def collect(taps: dict | None = None):
-  """Collects what is emitted inside the block; `taps` supplies the arrays of `Frame.wanted` (zeros when None)."""
+  """Collects what is emitted inside the block; `taps` supplies the arrays of `Frame.wanted` (zeros
+  when None)."""
   _frames.append(Frame(taps))
   try:
     yield _frames[-1]
@@ -34,7 +40,8 @@ def collect(taps: dict | None = None):
 
 @contextlib.contextmanager
 def muted():
-  """Nothing emitted inside the block leaves it: for the bodies of `cond` and `while_loop`, which cannot hand values on."""
+  """Nothing emitted inside the block leaves it: for the bodies of `cond` and `while_loop`, which
+  cannot hand values on."""
   _frames.append(None)
   try:
     yield
@@ -70,7 +77,8 @@ def _fresh(table: dict, name: str) -> str:  # a, a.1, a.2: several calls of one 
 
 
 def emit(name: str, value) -> None:
-  """Hands `value` (any pytree of arrays) to the innermost collector under `name`; does nothing when nobody collects."""
+  """Hands `value` (any pytree of arrays) to the innermost collector under `name`; does nothing
+  when nobody collects."""
   if collecting():
     top = _frames[-1]
     top.emitted[_fresh(top.emitted, top.prefix + name)] = value
@@ -89,7 +97,9 @@ def tap(name: str, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
 def wanted(fn, *args) -> dict:
   """Shapes of the taps that `fn(*args)` asks for."""
   with collect() as frame:
-    jax.eval_shape(lambda *a: fn(*a), *args)  # a new function each time: a cached trace would ask for nothing
+    jax.eval_shape(
+      lambda *a: fn(*a), *args
+    )  # a new function each time: a cached trace would ask for nothing
   return frame.wanted
 
 

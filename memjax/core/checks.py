@@ -18,8 +18,11 @@ def divides(name: str, divisor: int, of: str, value: int) -> None:
   positive(**{name: divisor, of: value})
   if value % divisor:
     fits = [d for d in range(1, value + 1) if value % d == 0]
-    near = sorted(fits, key=lambda d: abs(d - divisor))[:3]
-    raise ValueError(f"{name}={divisor} does not divide {of}={value}; {name} could be {' or '.join(map(str, sorted(near)))}")
+    near = sorted(fits, key=lambda d: abs(d - divisor))[:2]
+    raise ValueError(
+      f"{name}={divisor} does not divide {of}={value}; "
+      f"{name} could be {' or '.join(map(str, sorted(near)))}"
+    )
 
 
 def fraction(**rates: float) -> None:
@@ -40,29 +43,41 @@ def flag(name: str, value, shape: tuple[int, int]) -> None:
   if value is None:
     return
   if tuple(value.shape) != tuple(shape):
-    raise ValueError(f"{name} has shape {list(value.shape)}; x has batch and time {list(shape)}, so {name} must be [B, T] = {list(shape)}")
+    raise ValueError(
+      f"{name} has shape {list(value.shape)}; x has batch and time {list(shape)}, "
+      f"so {name} must be [B, T] = {list(shape)}"
+    )
   if value.dtype != jnp.bool_:
-    raise TypeError(f"{name} has dtype {value.dtype}; it must be bool (for example {name} = {name} != 0)")
+    raise TypeError(
+      f"{name} has dtype {value.dtype}; it must be bool (for example {name} = {name} != 0)"
+    )
 
 
 def state_batch(state, batch: int) -> None:
   """Raises ValueError unless the state was made for `batch` rows (and is a state at all)."""
   if state is None:
-    raise TypeError("state is None; it is always given: start with state = memory.init_state(batch)")
+    raise TypeError(
+      "state is None; it is always given: start with state = memory.init_state(batch)"
+    )
   made = batch_size(state)
   if made is not None and made != batch:
-    raise ValueError(f"state was made for batch {made}, x has batch {batch}; use memory.init_state({batch})")
+    raise ValueError(
+      f"state was made for batch {made}, x has batch {batch}; use memory.init_state({batch})"
+    )
 
 
 def call(memory, x, state, reset, valid, *, dim: int) -> None:
-  """The checks that every memory over activations makes: `x [B, T, dim]` float, state of batch B, flags `[B, T]` bool."""
+  """The checks that every memory over activations makes: `x [B, T, dim]` float, state of batch B,
+  flags `[B, T]` bool."""
   name = type(memory).__name__
   if not isinstance(x, jax.Array) and not hasattr(x, "dtype"):
     raise TypeError(f"x of {name} is {type(x).__name__}; it must be an array [B, T, {dim}]")
   if x.ndim != 3 or x.shape[-1] != dim:
     raise ValueError(f"x of {name} has shape {list(x.shape)}; it must be [B, T, dim={dim}]")
   if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise TypeError(f"x of {name} has dtype {x.dtype}; activations must be floating (embed ids first)")
+    raise TypeError(
+      f"x of {name} has dtype {x.dtype}; activations must be floating (embed ids first)"
+    )
   if x.shape[1] < 1:
     raise ValueError(f"x of {name} has no tokens (shape {list(x.shape)}); T must be >= 1")
   flag("reset", reset, x.shape[:2])
@@ -75,16 +90,26 @@ def context_entry(memory, context, group: str, name: str):
   entries = getattr(context, group) if context is not None else {}
   if name not in entries:
     raise KeyError(
-      f"{type(memory).__name__} reads context.{group}[{name!r}], which was not given (there: {sorted(entries) or 'nothing'}); "
+      f"{type(memory).__name__} reads context.{group}[{name!r}], which was not given "
+      f"(there: {sorted(entries) or 'nothing'}); "
       f"call with context=Context({group}={{{name!r}: ...}})"
     )
   return entries[name]
 
 
 def same_state(state, expected, name: str) -> None:
-  """Raises ValueError unless `state` has the structure, shapes and dtypes of `expected` (concrete or abstract)."""
+  """Raises ValueError unless `state` has the structure, shapes and dtypes of `expected` (concrete
+  or abstract)."""
   if jax.tree.structure(state) != jax.tree.structure(expected):
-    raise ValueError(f"the state given to {name} has another structure than its init_state makes; was it made by another memory?")
-  for got, want, names in zip(jax.tree.leaves(state), jax.tree.leaves(expected), jax.tree.leaves(axes(expected)), strict=True):
+    raise ValueError(
+      f"the state given to {name} has another structure than its init_state makes; "
+      "was it made by another memory?"
+    )
+  for got, want, names in zip(
+    jax.tree.leaves(state), jax.tree.leaves(expected), jax.tree.leaves(axes(expected)), strict=True
+  ):
     if got.shape != want.shape or got.dtype != want.dtype:
-      raise ValueError(f"a leaf {list(names)} of the state given to {name} is {got.dtype}{list(got.shape)}; expected {want.dtype}{list(want.shape)}")
+      raise ValueError(
+        f"a leaf {list(names)} of the state given to {name} is {got.dtype}{list(got.shape)}; "
+        f"expected {want.dtype}{list(want.shape)}"
+      )

@@ -14,13 +14,22 @@ class Linear(nnx.Module):
   """`y = x W + b`, `[..., D] -> [..., E]`, in the dtype of x.
 
   Args:
-    dim, out: sizes D and E.   bias: add b.   init, bias_init: initialisers.   axes: logical names of W's two axes.
+    dim, out: sizes D and E.   bias: add b.   init, bias_init: initialisers.   axes: logical names
+      of W's two axes.
   """
 
   def __init__(
-    self, dim: int, out: int, *, bias: bool = False, init=default_init, bias_init=nnx.initializers.zeros,
-    axes: tuple[str, str] = ("embed", "mlp"), param_dtype=jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    dim: int,
+    out: int,
+    *,
+    bias: bool = False,
+    init=default_init,
+    bias_init=nnx.initializers.zeros,
+    axes: tuple[str, str] = ("embed", "mlp"),
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
     checks.positive(dim=dim, out=out)
     self.kernel = param(rngs, init, (dim, out), axes=axes, dtype=param_dtype)
     self.bias = param(rngs, bias_init, (out,), axes=axes[1:], dtype=param_dtype) if bias else None
@@ -41,7 +50,8 @@ def _last(scale: jax.Array, ndim: int) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-  """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32, returned in the dtype of x."""
+  """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32, returned in the
+  dtype of x."""
 
   def __init__(self, dim: int, *, eps: float = 1e-6, param_dtype=jnp.float32, rngs: nnx.Rngs):
     checks.positive(dim=dim)
@@ -54,7 +64,8 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """Layer norm with scale and bias over the last axis, computed in float32, returned in the dtype of x."""
+  """Layer norm with scale and bias over the last axis, computed in float32, returned in the dtype
+  of x."""
 
   def __init__(self, dim: int, *, eps: float = 1e-5, param_dtype=jnp.float32, rngs: nnx.Rngs):
     checks.positive(dim=dim)
@@ -69,7 +80,8 @@ class LayerNorm(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); identity without a key."""
+  """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); identity
+  without a key."""
   if rate == 0 or key is None:
     return x
   keep = jax.random.bernoulli(key, 1 - rate, x.shape)

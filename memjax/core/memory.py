@@ -1,4 +1,5 @@
-"""The contract: `y, state = memory(x, state, *, reset=None, valid=None, context=None)` and `memory.init_state(batch)`."""
+"""The contract: `y, state = memory(x, state, *, reset=None, valid=None, context=None)` and
+`memory.init_state(batch)`."""
 
 import abc
 import dataclasses
@@ -15,12 +16,15 @@ from memjax.core.state import select
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What a call may read besides its tokens; passed on by every combinator, ignored by whoever does not need it.
+  """What a call may read besides its tokens; passed on by every combinator, ignored by whoever
+  does not need it.
 
   Attributes:
-    key: a JAX random key; None means no dropout and no noise. Combinators fold in the layer, the step, the segment.
+    key: a JAX random key; None means no dropout and no noise. Combinators fold in the layer, the
+      step, the segment.
     shared: arrays equal for all tokens, by name (a pool of values, a bank of records).
-    tokens: arrays `[B, T, ...]` by name, cut and folded along with x (positions, attention spans, encoder features).
+    tokens: arrays `[B, T, ...]` by name, cut and folded along with x (positions, attention spans,
+      encoder features).
   """
 
   key: jax.Array | None = None
@@ -29,7 +33,11 @@ class Context:
 
   def fold(self, index) -> "Context":
     """The same context with `index` folded into the key."""
-    return self if self.key is None else dataclasses.replace(self, key=jax.random.fold_in(self.key, index))
+    return (
+      self
+      if self.key is None
+      else dataclasses.replace(self, key=jax.random.fold_in(self.key, index))
+    )
 
   def with_tokens(self, tokens: dict) -> "Context":
     """The same context with other per-token arrays."""
@@ -37,11 +45,13 @@ class Context:
 
 
 class Memory(nnx.Module, abc.ABC):
-  """A module with `init_state(batch) -> state` and `memory(x, state) -> y, state`. Its laws are in `memjax.testing`.
+  """A module with `init_state(batch) -> state` and `memory(x, state) -> y, state`. Its laws are in
+  `memjax.testing`.
 
   Attributes:
     granularity: resets and splits are exact at multiples of this many tokens.
-    residual: True: a `Stack` adds the output to its input; False: the output is the layer's new activation itself.
+    residual: True: a `Stack` adds the output to its input; False: the output is the layer's new
+      activation itself.
     causal: False for a memory over a set or an encoder; the causality law is then not asked of it.
   """
 
@@ -51,7 +61,8 @@ class Memory(nnx.Module, abc.ABC):
 
   @abc.abstractmethod
   def init_state(self, batch: int) -> Any:
-    """The state before the first token of `batch` rows; may depend on parameters, and receives their gradients."""
+    """The state before the first token of `batch` rows; may depend on parameters, and receives
+    their gradients."""
 
   @abc.abstractmethod
   def __call__(self, x, state, *, reset=None, valid=None, context=None) -> tuple[Any, Any]:
@@ -60,8 +71,10 @@ class Memory(nnx.Module, abc.ABC):
     Args:
       x: `[B, T, D]` float, any T >= 1 (segment memories: a multiple of `granularity`, or less).
       state: as returned by `init_state` or by the last call; never None.
-      reset: `[B, T]` bool. True: before token t the row's state becomes `init_state`; nothing before t is visible to t.
-      valid: `[B, T]` bool. False: the token leaves the state as it was; its own output is unspecified but finite.
+      reset: `[B, T]` bool. True: before token t the row's state becomes `init_state`; nothing
+        before t is visible to t.
+      valid: `[B, T]` bool. False: the token leaves the state as it was; its own output is
+        unspecified but finite.
       context: see `Context`.
 
     Returns:
@@ -70,24 +83,30 @@ class Memory(nnx.Module, abc.ABC):
 
 
 def clean(x: jax.Array, valid: jax.Array | None) -> jax.Array:
-  """`x [B, T, ...]` with tokens that are not valid set to zero, so that NaN in padding reaches neither values nor gradients."""
+  """`x [B, T, ...]` with tokens that are not valid set to zero, so that NaN in padding reaches
+  neither values nor gradients."""
   if valid is None:
     return x
   return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
 def segments(reset: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
-  """Segment ids `[B, T] int32` from reset flags: equal where no reset lies between; the carried-in segment is 0."""
+  """Segment ids `[B, T] int32` from reset flags: equal where no reset lies between; the carried-in
+  segment is 0."""
   if reset is None:
     return jnp.zeros(shape, jnp.int32)
   return jnp.cumsum(reset.astype(jnp.int32), axis=1)
 
 
-def scan(step, x, state, *, init, reset=None, valid=None, context: Context | None = None, unroll: int = 1):
-  """Runs `y_t, state = step(x_t, state, context_t)` over axis 1: the reference semantics of every memory.
+def scan(
+  step, x, state, *, init, reset=None, valid=None, context: Context | None = None, unroll: int = 1
+):
+  """Runs `y_t, state = step(x_t, state, context_t)` over axis 1: the reference semantics of every
+  memory.
 
   Args:
-    step: `(x_t [B, D], state, context) -> (y_t [B, D'], state)`; `context.tokens` then holds `[B, ...]`.
+    step: `(x_t [B, D], state, context) -> (y_t [B, D'], state)`; `context.tokens` then holds `[B,
+      ...]`.
     x: `[B, T, D]`, or any pytree of `[B, T, ...]`.
     state: the state before the first token.   init: the state that a reset brings back.
     reset, valid, context: as in `Memory.__call__`.   unroll: steps a loop iteration.

@@ -1,4 +1,5 @@
-"""Parameters with logical axes, and models as plain pytrees: the only file that touches Flax's less stable names."""
+"""Parameters with logical axes, and models as plain pytrees: the only file that touches Flax's
+less stable names."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -22,14 +23,17 @@ class Fixed(nnx.Variable):
   """An array that is saved but never trained: permutations, hash planes, frozen bases."""
 
 
-def param(rngs: nnx.Rngs, init, shape, *, axes: tuple[str, ...], dtype=jnp.float32, kind: type = nnx.Param):
+def param(
+  rngs: nnx.Rngs, init, shape, *, axes: tuple[str, ...], dtype=jnp.float32, kind: type = nnx.Param
+):
   """Makes a parameter.
 
   Args:
     rngs: source of the key.
     init: `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
     shape: its shape.
-    axes: one logical name an axis (`"embed"`, `"heads"`, `"rows"`, ...), mapped to a mesh by `core.sharding`.
+    axes: one logical name an axis (`"embed"`, `"heads"`, `"rows"`, ...), mapped to a mesh by
+      `core.sharding`.
     dtype: its dtype.
     kind: `Param`, `Table`, `Fixed` or `BatchStat`.
   """
@@ -56,7 +60,8 @@ def _named_leaves(tree) -> list[tuple[str, Any]]:
 
 
 def variables(model) -> dict[str, nnx.Variable]:
-  """The variables of a model by name (`"body/layers/0+2x4/memory/query/kernel"`); layers in a stack share one entry."""
+  """The variables of a model by name (`"body/layers/0+2x4/memory/query/kernel"`); layers in a
+  stack share one entry."""
   return {name: node for name, node in _named_leaves(model) if is_variable(node)}
 
 
@@ -74,7 +79,8 @@ def _axes_of(name: str, variable) -> Axes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rest:
-  """What `split` leaves beside the trainable arrays: other arrays by name, and the model's structure (static)."""
+  """What `split` leaves beside the trainable arrays: other arrays by name, and the model's
+  structure (static)."""
 
   arrays: dict[str, Any]
   names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -117,9 +123,11 @@ def submodules(model) -> Iterator[nnx.Module]:
 
 
 def replace(model, **fields):
-  """A copy of a model in which every submodule that has the attribute `name` holds the given static value instead.
+  """A copy of a model in which every submodule that has the attribute `name` holds the given
+  static value instead.
 
-  Parameters are shared with the original: `replace(model, capacity=1024)`, `replace(model, use_batch=True)`.
+  Parameters are shared with the original: `replace(model, capacity=1024)`, `replace(model,
+    use_batch=True)`.
 
   Raises:
     AttributeError: no submodule has such an attribute.
@@ -128,16 +136,20 @@ def replace(model, **fields):
   for name, value in fields.items():
     owners = [m for m in submodules(copy) if name in vars(m)]
     if not owners:
-      raise AttributeError(f"no module inside {type(model).__name__} has an attribute {name!r}, so it cannot be replaced")
+      raise AttributeError(
+        f"no module inside {type(model).__name__} has an attribute {name!r} to replace"
+      )
     for owner in owners:
       setattr(owner, name, value)
   return copy
 
 
 def flatten(tree) -> dict[str, Any]:
-  """Any pytree (model, optimiser state, memory state) as `{"layers/0/q/kernel": array}`, layers named by depth.
+  """Any pytree (model, optimiser state, memory state) as `{"layers/0/q/kernel": array}`, layers
+  named by depth.
 
-  Arrays of stacked layers are cut into one entry a depth, so a checkpoint does not depend on how layers were grouped.
+  Arrays of stacked layers are cut into one entry a depth, so a checkpoint does not depend on how
+  layers were grouped.
   """
   flat = {}
   for name, node in _named_leaves(tree):
@@ -157,7 +169,10 @@ def unflatten(template, flat: dict[str, Any]):
   expected = {path for name, _ in named for path, _ in _depth_names(name)}
   if expected != set(flat):
     missing, extra = sorted(expected - set(flat)), sorted(set(flat) - expected)
-    raise KeyError(f"names differ: missing {missing[:5]}, not wanted {extra[:5]} ({len(missing)} missing, {len(extra)} extra)")
+    raise KeyError(
+      f"names differ: missing {missing[:5]}, not wanted {extra[:5]} "
+      f"({len(missing)} missing, {len(extra)} extra)"
+    )
   leaves = []
   for name, node in named:
     parts = [flat[path] for path, _ in _depth_names(name)]
@@ -174,16 +189,35 @@ def _depth_names(name: str) -> list[tuple[str, int | None]]:
   for position, part in enumerate(parts):
     depths = stack_depths(part)
     if depths is not None:
-      return [("/".join([*parts[:position], str(d), *parts[position + 1 :]]), i) for i, d in enumerate(depths)]
+      return [
+        ("/".join([*parts[:position], str(d), *parts[position + 1 :]]), i)
+        for i, d in enumerate(depths)
+      ]
   return [(name, None)]
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-  """`count` modules made by `make(rngs)` with their parameters stacked on axis 0, to be run by `scan`."""
+  """`count` modules made by `make(rngs)` with their parameters stacked on axis 0, to be run by
+  `scan`."""
   return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
 
 
 __all__ = [
-  "BatchStat", "Fixed", "Param", "Rest", "Table", "flatten", "is_variable", "join", "param", "replace", "split", "stack",
-  "stack_key", "submodules", "unflatten", "variable_axes", "variables",
-]  # fmt: skip
+  "BatchStat",
+  "Fixed",
+  "Param",
+  "Rest",
+  "Table",
+  "flatten",
+  "is_variable",
+  "join",
+  "param",
+  "replace",
+  "split",
+  "stack",
+  "stack_key",
+  "submodules",
+  "unflatten",
+  "variable_axes",
+  "variables",
+]

@@ -1,4 +1,5 @@
-"""Meshes and logical axes: one table of rules maps names to mesh axes, for parameters, states and batches alike."""
+"""Meshes and logical axes: one table of rules maps names to mesh axes, for parameters, states and
+batches alike."""
 
 from collections.abc import Mapping
 
@@ -43,12 +44,15 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
   if free and devices.size % fixed == 0:
     sizes[free[0]] = devices.size // fixed
   if int(np.prod(list(sizes.values()))) != devices.size:
-    raise ValueError(f"mesh {sizes} does not fit {devices.size} devices; the sizes must multiply to {devices.size}")
+    raise ValueError(
+      f"mesh {sizes} does not fit {devices.size} devices; the sizes must multiply to {devices.size}"
+    )
   return Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes))
 
 
 def spec(names: tuple[str, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PartitionSpec:
-  """The partition of an array with logical axes `names`: mesh axes absent from the mesh or already used are left out.
+  """The partition of an array with logical axes `names`: mesh axes absent from the mesh or already
+  used are left out.
 
   Raises:
     KeyError: a name that the rules do not know.
@@ -57,7 +61,9 @@ def spec(names: tuple[str, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Pa
   parts = []
   for name in names:
     if name not in rules:
-      raise KeyError(f"logical axis {name!r} is not in the sharding rules ({', '.join(rules)}); add a rule for it")
+      raise KeyError(
+        f"logical axis {name!r} is not in the sharding rules ({', '.join(rules)}); add one"
+      )
     wanted = rules[name] or ()
     wanted = (wanted,) if isinstance(wanted, str) else wanted
     free = tuple(axis for axis in wanted if axis in mesh.axis_names and axis not in used)
@@ -68,9 +74,14 @@ def spec(names: tuple[str, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Pa
 
 def _fit(partition: PartitionSpec, shape, mesh: Mesh, what: str) -> NamedSharding:
   for size, part in zip(shape, partition, strict=False):
-    ways = int(np.prod([mesh.shape[axis] for axis in (part if isinstance(part, tuple) else (part,)) if axis]))
+    ways = int(
+      np.prod([mesh.shape[axis] for axis in (part if isinstance(part, tuple) else (part,)) if axis])
+    )
     if size % ways:
-      raise ValueError(f"{what} of shape {list(shape)} cannot be split as {partition}: {size} is not divisible by {ways}")
+      raise ValueError(
+        f"{what} of shape {list(shape)} cannot be split as {partition}: "
+        f"{size} is not divisible by {ways}"
+      )
   return NamedSharding(mesh, partition)
 
 
@@ -84,13 +95,20 @@ def model_shardings(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
   named = variable_axes(model)
   if len(named) != len(leaves):
     raise TypeError(f"{type(model).__name__} holds arrays outside of variables; make them Fixed")
-  made = [_fit(spec(n, mesh, rules), a.shape, mesh, name) for (name, n), a in zip(named.items(), leaves, strict=True)]
+  made = [
+    _fit(spec(n, mesh, rules), a.shape, mesh, name)
+    for (name, n), a in zip(named.items(), leaves, strict=True)
+  ]
   return jax.tree.unflatten(structure, made)
 
 
 def state_shardings(state, mesh: Mesh, rules: Rules = DEFAULT_RULES):
   """Shardings of a memory state (concrete or abstract), as a pytree of its structure."""
-  return jax.tree.map(lambda names, a: _fit(spec(names, mesh, rules), a.shape, mesh, f"state leaf {list(names)}"), axes(state), state)
+  return jax.tree.map(
+    lambda names, a: _fit(spec(names, mesh, rules), a.shape, mesh, f"state leaf {list(names)}"),
+    axes(state),
+    state,
+  )
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:

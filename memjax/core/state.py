@@ -1,4 +1,5 @@
-"""States: frozen pytrees whose every leaf names its axes, so that the batch axis is found by name, never by position."""
+"""States: frozen pytrees whose every leaf names its axes, so that the batch axis is found by name,
+never by position."""
 
 import dataclasses
 import re
@@ -27,7 +28,8 @@ def leaf(*axes: str):
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(leaf,))
 def as_state(cls):
-  """Makes `cls` a frozen dataclass and a pytree. Array fields are declared with `leaf(...)`; other fields hold states."""
+  """Makes `cls` a frozen dataclass and a pytree. Array fields are declared with `leaf(...)`; other
+  fields hold states."""
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -37,9 +39,11 @@ class Stateless:
 
 
 def stack_key(first: int, stride: int, count: int) -> str:
-  """The key under which `count` layers, at depths first, first + stride, ..., stand stacked on axis 0: `0+2x4`.
+  """The key under which `count` layers, at depths first, first + stride, ..., stand stacked on
+  axis 0: `0+2x4`.
 
-  The one convention for stacked layers: parameters, optimiser states and memory states all use it, and
+  The one convention for stacked layers: parameters, optimiser states and memory states all use it,
+    and
   `core.module.flatten` expands it into depths.
   """
   return f"{first}+{stride}x{count}"
@@ -94,7 +98,9 @@ def _batch_axis(names: Axes) -> int:
 
 def map_rows(fn, state, *others):
   """Maps `fn(batch_axis, leaf, *other_leaves)` over a state and others of its structure."""
-  return jax.tree.map(lambda names, *leaves: fn(_batch_axis(names), *leaves), axes(state), state, *others)
+  return jax.tree.map(
+    lambda names, *leaves: fn(_batch_axis(names), *leaves), axes(state), state, *others
+  )
 
 
 def batch_size(state) -> int | None:
@@ -103,14 +109,20 @@ def batch_size(state) -> int | None:
   Raises:
     ValueError: the leaves disagree.
   """
-  sizes = {a.shape[_batch_axis(n)] for a, n in zip(jax.tree.leaves(state), jax.tree.leaves(axes(state)), strict=True)}
+  sizes = {
+    a.shape[_batch_axis(n)]
+    for a, n in zip(jax.tree.leaves(state), jax.tree.leaves(axes(state)), strict=True)
+  }
   if len(sizes) > 1:
-    raise ValueError(f"leaves of {type(state).__name__} have different batch sizes: {sorted(sizes)}")
+    raise ValueError(
+      f"leaves of {type(state).__name__} have different batch sizes: {sorted(sizes)}"
+    )
   return sizes.pop() if sizes else None
 
 
 def select(flag: jax.Array, new, old):
-  """Rows of `new` where `flag [B]` is true, rows of `old` elsewhere; `where`, so that a NaN in the other row stays there."""
+  """Rows of `new` where `flag [B]` is true, rows of `old` elsewhere; `where`, so that a NaN in the
+  other row stays there."""
 
   def pick(axis, a, b):
     shape = [1] * b.ndim
@@ -121,7 +133,8 @@ def select(flag: jax.Array, new, old):
 
 
 def take_rows(state, rows: jax.Array):
-  """Rows `rows [R] int32` of a state, by name of the batch axis: beam search, continuous batching, state pools.
+  """Rows `rows [R] int32` of a state, by name of the batch axis: beam search, continuous batching,
+  state pools.
 
   A row out of range is filled with NaN (or the smallest integer), never clamped to another row.
   """
@@ -129,7 +142,8 @@ def take_rows(state, rows: jax.Array):
 
 
 def put_rows(state, rows: jax.Array, new):
-  """`state` with its rows `rows [R] int32` replaced by those of `new` (batch R); rows out of range are dropped."""
+  """`state` with its rows `rows [R] int32` replaced by those of `new` (batch R); rows out of range
+  are dropped."""
 
   def put(axis, a, b):
     moved = jnp.moveaxis(a, axis, 0).at[rows].set(jnp.moveaxis(b, axis, 0), mode="drop")
@@ -139,7 +153,8 @@ def put_rows(state, rows: jax.Array, new):
 
 
 def detach(state):
-  """The same state without gradient: truncated back-propagation is `detach(state)` between segments."""
+  """The same state without gradient: truncated back-propagation is `detach(state)` between
+  segments."""
   return jax.tree.map(jax.lax.stop_gradient, state)
 
 

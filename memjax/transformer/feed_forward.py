@@ -11,7 +11,8 @@ ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
 
 
 class FeedForward(Memory):
-  """`y = act(x W1) W2`, or gated `y = (act(x Wg) * (x W1)) W2` (GLU variants, arXiv 2002.05202). Stateless.
+  """`y = act(x W1) W2`, or gated `y = (act(x Wg) * (x W1)) W2` (GLU variants, arXiv 2002.05202).
+  Stateless.
 
   Args:
     dim: model width D.
@@ -22,9 +23,16 @@ class FeedForward(Memory):
   """
 
   def __init__(
-    self, dim: int, *, hidden: int | None = None, activation: str = "gelu", gated: bool = False, bias: bool = False,
-    param_dtype=jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    dim: int,
+    *,
+    hidden: int | None = None,
+    activation: str = "gelu",
+    gated: bool = False,
+    bias: bool = False,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
     hidden = 4 * dim if hidden is None else hidden
     checks.positive(dim=dim, hidden=hidden)
     checks.one_of("activation", activation, ACTIVATIONS)

@@ -11,29 +11,43 @@ from memjax.core import Context, Memory, checks, param
 
 
 class LanguageModel(Memory):
-  """`[B, T] int32 -> logits [B, T, vocab] float32`: `embed`, `body` (any memory on `[B, T, D]`), `logits`.
+  """`[B, T] int32 -> logits [B, T, vocab] float32`: `embed`, `body` (any memory on `[B, T, D]`),
+  `logits`.
 
   Args:
     vocab: number of ids.
     dim: model width D.
-    body: factory of the body, called as `body(dim, rngs=rngs)`: a `Stack`, or a wrapper such as an RMT around one.
+    body: factory of the body, called as `body(dim, rngs=rngs)`: a `Stack`, or a wrapper such as an
+      RMT around one.
     tied: logits use the transposed embedding table.
     dtype: compute dtype of the activations (parameters keep `param_dtype`).
-    shared: `{name: factory}` of arrays that several layers read as `context.shared[name]`; each is called as
+    shared: `{name: factory}` of arrays that several layers read as `context.shared[name]`; each is
+      called as
       `factory(rngs=rngs)` and returns a variable (`parametric.value_pool`).
 
-  State: the body's. An id outside 0..vocab-1 gives NaN logits for its row from there on, never another id's embedding.
+  State: the body's. An id outside 0..vocab-1 gives NaN logits for its row from there on, never
+    another id's embedding.
   """
 
   def __init__(
-    self, vocab: int, dim: int, *, body: Callable[..., Memory], tied: bool = False, dtype=jnp.float32,
-    shared: Mapping[str, Callable] | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    vocab: int,
+    dim: int,
+    *,
+    body: Callable[..., Memory],
+    tied: bool = False,
+    dtype=jnp.float32,
+    shared: Mapping[str, Callable] | None = None,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
     checks.positive(vocab=vocab, dim=dim)
     self.vocab, self.dim, self.dtype = vocab, dim, jnp.dtype(dtype)
     init = nnx.initializers.normal(dim**-0.5)
     self.embedding = param(rngs, init, (vocab, dim), axes=("vocab", "embed"), dtype=param_dtype)
-    self.head = None if tied else param(rngs, init, (dim, vocab), axes=("embed", "vocab"), dtype=param_dtype)
+    self.head = (
+      None if tied else param(rngs, init, (dim, vocab), axes=("embed", "vocab"), dtype=param_dtype)
+    )
     self.body = body(dim, rngs=rngs)
     self.shared = nnx.Dict({name: factory(rngs=rngs) for name, factory in (shared or {}).items()})
     self.granularity, self.causal = self.body.granularity, self.body.causal
@@ -44,7 +58,9 @@ class LanguageModel(Memory):
   def embed(self, ids: jax.Array) -> jax.Array:
     """Embeddings `[B, T, D]` of `ids [B, T]`, in the compute dtype."""
     ids = jnp.where(ids < 0, self.vocab, ids)  # a negative index would count from the end
-    return jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+    return jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan).astype(
+      self.dtype
+    )
 
   def logits(self, h: jax.Array) -> jax.Array:
     """Logits `[B, T, vocab]` float32 of the body's output `h [B, T, D]`."""
@@ -63,12 +79,16 @@ class LanguageModel(Memory):
     self._check(x, state, reset, valid)
     if valid is not None:
       x = jnp.where(valid, x, 0)
-    h, state = self.body(self.embed(x), state, reset=reset, valid=valid, context=self.context(context))
+    h, state = self.body(
+      self.embed(x), state, reset=reset, valid=valid, context=self.context(context)
+    )
     return self.logits(h), state
 
   def _check(self, x, state, reset, valid):
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
-      raise TypeError(f"x of LanguageModel is {x.dtype}{list(x.shape)}; it must be ids [B, T] of an integer dtype")
+      raise TypeError(
+        f"x of LanguageModel is {x.dtype}{list(x.shape)}; it must be ids [B, T] of an integer dtype"
+      )
     checks.flag("reset", reset, x.shape)
     checks.flag("valid", valid, x.shape)
     checks.state_batch(state, x.shape[0])

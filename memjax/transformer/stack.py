@@ -1,4 +1,5 @@
-"""A residual stack of memories is a memory: `x = x + layer(norm(x))`, states threaded, repeated layers scanned."""
+"""A residual stack of memories is a memory: `x = x + layer(norm(x))`, states threaded, repeated
+layers scanned."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +24,15 @@ REMAT = {
 
 @as_state
 class StackState:
-  """States by depth; layers that run in one scan stand stacked under a `stack_key`: leaves `[L, B, ...]`."""
+  """States by depth; layers that run in one scan stand stacked under a `stack_key`: leaves `[L, B,
+  ...]`."""
 
   layers: dict[str, Any]
 
 
 class Layer(nnx.Module):
-  """One layer of a stack: `x + memory(norm(x))`, or `memory(x)` for a memory with `residual = False`."""
+  """One layer of a stack: `x + memory(norm(x))`, or `memory(x)` for a memory with `residual =
+  False`."""
 
   def __init__(self, memory: Memory, dim: int, norm: Callable, rngs: nnx.Rngs):
     self.memory = memory
@@ -48,8 +51,10 @@ class Layer(nnx.Module):
 class Stack(Memory):
   """A pattern of layers repeated `repeats` times, with exceptions by index, then a final norm.
 
-  A repetition is one block, `pattern` its layers in order (say attention, feed-forward). Neighbouring blocks without an
-  exception are stacked and run by one scan, so compile time does not grow with depth. Depth counts layers, not blocks.
+  A repetition is one block, `pattern` its layers in order (say attention, feed-forward).
+  Neighbouring blocks without an
+  exception are stacked and run by one scan, so compile time does not grow with depth. Depth counts
+  layers, not blocks.
 
   Args:
     dim: model width D.
@@ -59,7 +64,8 @@ class Stack(Memory):
     norm: factory of the norms, called as `norm(dim, rngs=rngs)`.
     final_norm: normalise the output.
     dropout: rate on each residual branch; needs `context.key`.
-    remat: None keeps activations; "full" keeps each block's input only; "dots" keeps matrix products as well.
+    remat: None keeps activations; "full" keeps each block's input only; "dots" keeps matrix
+      products as well.
 
   State: `StackState`.
   """
@@ -67,9 +73,18 @@ class Stack(Memory):
   residual = False
 
   def __init__(
-    self, dim: int, *, pattern: Sequence[Factory], repeats: int = 1, exceptions: Mapping[int, Sequence[Factory]] | None = None,
-    norm: Callable = RMSNorm, final_norm: bool = True, dropout: float = 0.0, remat: str | None = None, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    dim: int,
+    *,
+    pattern: Sequence[Factory],
+    repeats: int = 1,
+    exceptions: Mapping[int, Sequence[Factory]] | None = None,
+    norm: Callable = RMSNorm,
+    final_norm: bool = True,
+    dropout: float = 0.0,
+    remat: str | None = None,
+    rngs: nnx.Rngs,
+  ):
     checks.positive(dim=dim, repeats=repeats)
     checks.fraction(dropout=dropout)
     checks.one_of("remat", remat, (None, *REMAT))
@@ -79,7 +94,9 @@ class Stack(Memory):
     for factories, count in _runs(tuple(pattern), repeats, exceptions or {}):
       keys = []
       for position, factory in enumerate(factories):
-        key = stack_key(depth + position, len(factories), count) if count > 1 else str(depth + position)
+        key = (
+          stack_key(depth + position, len(factories), count) if count > 1 else str(depth + position)
+        )
         self.layers[key] = _make(factory, dim, norm, count, rngs)
         keys.append(key)
       groups.append(tuple(keys))
@@ -111,7 +128,9 @@ class Stack(Memory):
         depth = (stack_depths(key) or (int(key),))[0] + index * len(keys)
         inner = None if context is None else context.fold(depth)
         with channel.scope(key):
-          x, layer_state = layer(x, layer_state, reset=reset, valid=valid, context=inner, rate=self.dropout)
+          x, layer_state = layer(
+            x, layer_state, reset=reset, valid=valid, context=inner, rate=self.dropout
+          )
         new.append(layer_state)
       return x, tuple(new)
 
@@ -155,9 +174,13 @@ def _runs(pattern, repeats: int, exceptions: Mapping[int, Sequence[Factory]]):
   """(factories, how many blocks in a row) from the first block to the last."""
   for index in exceptions:
     if not 0 <= index < repeats:
-      raise ValueError(f"exceptions names block {index}, but there are repeats={repeats} blocks (0 to {repeats - 1})")
+      raise ValueError(
+        f"exceptions names block {index}, but repeats={repeats} (blocks 0 to {repeats - 1})"
+      )
   if not pattern:
-    raise ValueError("pattern is empty; give at least one factory, such as functools.partial(Attention, heads=4)")
+    raise ValueError(
+      "pattern is empty; give at least one factory, such as functools.partial(Attention, heads=4)"
+    )
   start = 0
   while start < repeats:
     if start in exceptions:
@@ -173,7 +196,9 @@ def _make(factory: Factory, dim: int, norm: Callable, count: int, rngs: nnx.Rngs
   def make(rngs):
     memory = factory(dim, rngs=rngs)
     if not isinstance(memory, Memory):
-      raise TypeError(f"a layer's factory returned {type(memory).__name__}; it must return a Memory")
+      raise TypeError(
+        f"a layer's factory returned {type(memory).__name__}; it must return a Memory"
+      )
     return Layer(memory, dim, norm, rngs)
 
   return make(rngs) if count == 1 else stack(make, count, rngs)
