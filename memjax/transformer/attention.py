@@ -1,0 +1,234 @@
+"""Causal attention, with the keys and values of the past as its state."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.core import Memory, Stateless, checks, clean, segments
+from memjax.core.layers import Linear, RMSNorm
+from memjax.transformer import cache as kv
+from memjax.transformer.rotary import rotate
+
+_LARGEST = 1e15  # of a query's or key's entries: their products stay finite, and so do gradients
+
+
+class Attention(Memory):
+  """Causal attention over a call's tokens and over the cached ones (arXiv 1706.03762).
+
+  Several query heads may share one key and value head (grouped queries, arXiv 2305.13245).
+
+  With `capacity = 0` a call sees its own tokens only and carries nothing (training). With a
+  capacity it carries: full attention keeps up to `capacity` tokens, and a row that passes it gives
+  NaN from that token on and keeps its cache; with a `window` any capacity > 0 means a ring of
+  `window` slots, which never fills. `core.replace(model, capacity=n)` changes it without touching
+  parameters.
+
+  Positions count the valid tokens since the last reset.
+
+  Args:
+    dim: model width D.
+    heads: query heads H.
+    kv_heads: key and value heads; `heads` when None.
+    head_dim: width K of a head; dim / heads when None.
+    window: each token sees itself and the `window - 1` tokens before it; all when None.
+    capacity: tokens that full attention can carry; 0 carries nothing.
+    rotary: base of the rotary positions; None for no positions.
+    qk_norm: RMS-normalise queries and keys of each head before they are rotated (arXiv 2302.05442).
+    bias: biases in all the projections.
+    span: name of a `context.tokens` entry `[B, T]` of an integer dtype. Tokens of one call with the
+      same non-zero number see each other in both directions; 0 is a plain causal token.
+    cache_dtype: dtype of the cache.
+    implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+
+  State: `cache.KVCache`; `Stateless` without capacity.
+  """
+
+  def __init__(
+    self, dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
+    window: int | None = None, capacity: int = 0, rotary: float | None = 10_000.0,
+    qk_norm: bool = False, bias: bool = False, span: str | None = None, cache_dtype=jnp.float32,
+    implementation: str | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim, heads=heads)
+    if head_dim is None:
+      checks.divides("heads", heads, "dim", dim)
+    head_dim = dim // heads if head_dim is None else head_dim
+    kv_heads = heads if kv_heads is None else kv_heads
+    checks.positive(head_dim=head_dim)
+    checks.divides("kv_heads", kv_heads, "heads", heads)
+    _check_options(head_dim, window, capacity, rotary)
+    checks.one_of("implementation", implementation, (None, "xla", "cudnn"))
+    self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
+    self.window, self.capacity, self.rotary, self.span = window, capacity, rotary, span
+    self.cache_dtype, self.implementation = jnp.dtype(cache_dtype), implementation
+    self.causal = span is None
+    make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
+    self.query = Linear(dim, heads * head_dim, axes=("embed", "heads"), **make)
+    self.key = Linear(dim, kv_heads * head_dim, axes=("embed", "heads"), **make)
+    self.value = Linear(dim, kv_heads * head_dim, axes=("embed", "heads"), **make)
+    self.out = Linear(heads * head_dim, dim, axes=("heads", "embed"), **make)
+    norm = {"param_dtype": param_dtype, "rngs": rngs}
+    self.query_norm = RMSNorm(head_dim, **norm) if qk_norm else None
+    self.key_norm = RMSNorm(head_dim, **norm) if qk_norm else None
+
+  @property
+  def slots(self) -> int:
+    """Slots S of the cache."""
+    return self.window if self.window and self.capacity else self.capacity
+
+  def init_state(self, batch: int):
+    if not self.slots:
+      return Stateless()
+    return kv.empty(batch, self.slots, self.kv_heads, self.head_dim, self.cache_dtype)
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    self._check_state(x, state)
+    span = None
+    if self.span is not None:
+      span = checks.context_entry(self, context, "tokens", self.span)
+      _check_span(self.span, span, x.shape[:2])
+    length = state.length if self.slots else None
+    at = kv.positions(x.shape[:2], length, reset, valid)
+    q, k, v = self._project(clean(x, valid), at)
+    if not self.slots:
+      y = self._within(q, k, v, at, reset, valid, span)
+    else:
+      y, state = self._carry(q, k, v, at, state, reset, valid, span)
+    return self.out(y.reshape(*x.shape[:2], -1)), state
+
+  def _project(self, x, at):
+    q, k, v = (
+      proj(x).reshape(*x.shape[:2], -1, self.head_dim)
+      for proj in (self.query, self.key, self.value)
+    )
+    q, k = _bound(q), _bound(k)
+    if self.query_norm is not None:
+      q, k = self.query_norm(q), self.key_norm(k)
+    if self.rotary is not None:
+      q, k = rotate(q, at, self.rotary), rotate(k, at, self.rotary)
+    if self.slots:  # as later calls will see them
+      k, v = k.astype(self.cache_dtype), v.astype(self.cache_dtype)
+    return q, k, v
+
+  def _attend(self, q, k, v, **mask):
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, implementation=self.implementation, **mask)
+
+  def _within(self, q, k, v, at, reset, valid, span):
+    """Attention among the call's own tokens."""
+    if reset is None and valid is None and span is None:
+      local = None if self.window is None else (self.window - 1, 0)
+      return self._attend(q, k, v, is_causal=True, local_window_size=local)
+    return self._attend(q, k, v, mask=self._own(q.shape[:2], at, reset, valid, span)[:, None])
+
+  def _own(self, shape, at, reset, valid, span):
+    """Which of the call's tokens see which: `[B or 1, T, T] bool`, every token itself."""
+    order = jnp.arange(shape[1])
+    mask = (order[:, None] >= order[None, :])[None]
+    if self.window is not None:
+      mask = mask & (at[:, :, None] - at[:, None, :] < self.window)
+    if span is not None:
+      mask = mask | ((span[:, :, None] == span[:, None, :]) & (span != 0)[:, :, None])
+    if reset is not None:
+      segment = segments(reset, shape)
+      mask = mask & (segment[:, :, None] == segment[:, None, :])
+    if valid is not None:
+      mask = mask & valid[:, None, :]
+    return mask | jnp.eye(shape[1], dtype=bool)[None]
+
+  def _carry(self, q, k, v, at, cache, reset, valid, span):
+    """Attention to the cache and the call's own tokens, and the cache afterwards."""
+    ring = self.window is not None
+    fresh, stored = self._restarted(cache, at, reset, valid)
+    length = at[:, -1] + (1 if valid is None else valid[:, -1])
+    new = kv.store(fresh, k, v, at, stored, length, ring=ring)
+    if q.shape[1] == 1 or (not ring and reset is None and span is None):
+      mask = jnp.arange(self.slots)[None, None] <= at[..., None]
+      y = self._attend(q, new.keys, new.values, mask=mask[:, None])
+    else:
+      old, broken = (cache, None) if reset is None else _mend(cache)
+      mask = self._past(at, cache.length, reset)
+      own = self._own(q.shape[:2], at, reset, valid, span)
+      own = jnp.broadcast_to(own, (mask.shape[0], *own.shape[1:]))
+      k, v = jnp.concatenate([old.keys, k], axis=1), jnp.concatenate([old.values, v], axis=1)
+      y = self._attend(q, k, v, mask=jnp.concatenate([mask, own], axis=2)[:, None])
+      if broken is not None:
+        broken = broken[:, None] & jnp.any(mask, axis=2)
+        broken = broken if valid is None else broken & valid
+        y = jnp.where(broken[..., None, None], jnp.nan, y)
+    if not ring:
+      over = at >= self.slots if valid is None else (at >= self.slots) & valid
+      y = jnp.where(over[..., None, None], jnp.nan, y)
+    return y, new
+
+  def _restarted(self, cache, at, reset, valid):
+    """The cache without the rows that a reset empties, and the tokens after the last reset."""
+    if reset is None:
+      return cache, valid
+    segment = segments(reset, reset.shape)
+    last = segment == segment[:, -1:]
+    return kv.restart(cache, segment[:, -1] == 0), last if valid is None else last & valid
+
+  def _past(self, at, length, reset):
+    """Which cached tokens the call's tokens see: `[B, T, S] bool`."""
+    ring = self.window is not None
+    held = kv.held(length if ring else jnp.minimum(length, self.slots), self.slots)[:, None, :]
+    mask = (held >= 0) & jnp.ones((1, at.shape[1], 1), bool)
+    if ring:
+      mask = mask & (at[:, :, None] - held < self.window)
+    if reset is not None:
+      mask = mask & (segments(reset, reset.shape) == 0)[:, :, None]
+    return mask
+
+  def _check_state(self, x, state):
+    if not self.slots:
+      if not isinstance(state, Stateless):
+        raise ValueError(
+          "Attention with capacity=0 carries nothing and takes Stateless(); its state is "
+          f"{type(state).__name__}: use replace(model, capacity=n) before init_state and the call"
+        )
+      return
+    expected = jax.eval_shape(lambda: self.init_state(x.shape[0]))
+    checks.same_state(state, expected, f"Attention(capacity={self.capacity})")
+    if self.window is None and x.shape[1] > self.capacity:
+      raise ValueError(
+        f"x has T={x.shape[1]} tokens, more than capacity={self.capacity}; "
+        f"use replace(model, capacity={x.shape[1]}) or more"
+      )
+
+
+def _bound(x):
+  largest = min(_LARGEST, float(jnp.finfo(x.dtype).max))
+  return jnp.clip(x, -largest, largest)
+
+
+def _mend(cache):
+  """The cache with its rows that are not finite made empty, and which they are: a zero weight on
+  NaN is NaN, so that such a row would reach the tokens after a reset."""
+  finite = [jnp.all(jnp.isfinite(a), axis=(1, 2, 3)) for a in (cache.keys, cache.values)]
+  finite = finite[0] & finite[1]
+  return kv.restart(cache, finite), ~finite
+
+
+def _check_options(head_dim, window, capacity, rotary):
+  if window is not None:
+    checks.positive(window=window)
+  if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 0:
+    raise ValueError(f"capacity={capacity!r} must be an integer >= 0 (0 carries nothing)")
+  if rotary is None:
+    return
+  if isinstance(rotary, bool) or not rotary > 0:
+    raise ValueError(f"rotary={rotary!r} must be a base > 0, such as 10_000.0, or None")
+  if head_dim % 2:
+    raise ValueError(
+      f"head_dim={head_dim} is odd; rotary positions turn pairs: use {head_dim + 1} or rotary=None"
+    )
+
+
+def _check_span(name, span, shape):
+  if tuple(span.shape) != tuple(shape) or not jnp.issubdtype(span.dtype, jnp.integer):
+    raise ValueError(
+      f"context.tokens[{name!r}] is {span.dtype}{list(span.shape)}; "
+      f"it must be integers [B, T] = {list(shape)}"
+    )
