@@ -1,0 +1,300 @@
+"""Recurrent Memory Transformer (arXiv 2207.06881): memory tokens carried over segments.
+
+Letters: B batch, T tokens of the call, D width, g tokens of a segment, M memory tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from memjax.core import (
+  Context,
+  Memory,
+  as_state,
+  channel,
+  checks,
+  clean,
+  leaf,
+  param,
+  scan,
+  select,
+  submodules,
+)
+
+SPAN = "span"  # the entry of `context.tokens` that a body's attention reads
+TEXT, READ, WRITE = 0, 1, 2  # what it holds: tokens of one id other than 0 see each other
+
+
+@as_state
+class RMTState:
+  """Memory and open segment of a `RecurrentMemoryTransformer`.
+
+  Attributes:
+    memory: `[B, M, D]` float32.
+    body: the body's state inside the open segment; as from `init_state` at a border.
+    filled: `[B] int32`, tokens in the open segment; 0 at a border; -1: the row was misused, and
+      its outputs are NaN until a reset.
+  """
+
+  memory: jax.Array = leaf("memory", "embed")
+  body: Any
+  filled: jax.Array = leaf()
+
+
+@as_state
+class _Border:
+  """What a whole segment hands to the next."""
+
+  memory: jax.Array = leaf("memory", "embed")
+  filled: jax.Array = leaf()
+
+
+class RecurrentMemoryTransformer(Memory):
+  """A body that reads M vectors before each segment and writes them anew after it.
+
+  The decoder layout of arXiv 2207.06881. For segment t, the same vectors before and after it:
+
+    Z_t = [mem_{t-1}, x_t, mem_{t-1}]      [B, M + g + M, D]: read block, text, write block
+    H_t = body(Z_t)                        on a fresh state: positions count from the read block
+    y_t = H_t[:, M : M + g],  mem_t = H_t[:, M + g :]
+
+  Text never sees the write block, which sees everything. Tokens of a block see each other both ways
+  (`causal_memory=False`, for models trained from scratch) or causally (`True`, for pretrained
+  causal bodies). Truncated back-propagation is the caller's: `detach(state)` between calls.
+
+  A call has either T = m g tokens, every row at a segment's border, or T < g, which continues the
+  open segment: the read block runs before its first token, the write block after its g-th valid
+  one, so that decoding equals training. In a call of T = m g, a segment with any valid token is
+  written at its end, and one with none leaves the row alone. A reset acts where no valid token
+  stands before it in its segment (T = m g) or in the call (T < g). Misuse gives NaN in that row
+  until a reset: a reset elsewhere, whole segments while one is open, tokens past a segment's end.
+
+  Args:
+    dim: model width D.
+    body: factory of the body, called as `body(dim, rngs=rngs)`: a `Stack`, or any memory. Unless
+      `causal_memory`, its attention reads the blocks: `Attention(span="span")`. To continue open
+      segments it carries g + 2 M tokens: `core.replace(model, capacity=...)`.
+    segment: tokens g of a segment, memory tokens not counted.
+    memory: memory tokens M; 0 is the body on isolated segments.
+    causal_memory: memory tokens see each other in order only.
+    remat: None, or "full": back-propagation keeps what crosses the segments' borders only.
+    init_std: standard deviation of the first memory; None: `LanguageModel`'s embedding's, D^-0.5.
+
+  State: `RMTState`. Entries of `context.tokens` are cut along with the text, 0 at memory tokens.
+
+  Raises:
+    ValueError: the body cannot take g + 2 M tokens, read the blocks, or carry an open segment; T is
+      neither below g nor a multiple of it.
+  """
+
+  residual = False
+
+  def __init__(
+    self, dim: int, *, body: Callable[..., Memory], segment: int, memory: int,
+    causal_memory: bool = False, remat: str | None = None, init_std: float | None = None,
+    param_dtype=jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim, segment=segment)
+    if memory != 0:
+      checks.positive(memory=memory)
+    checks.one_of("remat", remat, (None, "full"))
+    self.dim, self.segment, self.memory = dim, segment, memory
+    self.causal_memory, self.remat = causal_memory, remat
+    self.body = body(dim, rngs=rngs)
+    self._check_body()
+    self.granularity, self.causal = segment, _causal(self.body)
+    init = nnx.initializers.normal(dim**-0.5 if init_std is None else init_std)
+    first = functools.partial(param, rngs, init, axes=("memory", "embed"), dtype=param_dtype)
+    self.first = first((memory, dim)) if memory else None
+
+  def _check_body(self):
+    own, inner = self.segment + 2 * self.memory, self.body.granularity
+    if own % inner:
+      raise ValueError(
+        f"segment + 2 memory = {self.segment} + 2 * {self.memory} = {own} is not a multiple of the "
+        f"body's granularity {inner}; segment={self.segment - own % inner + inner} would fit"
+      )
+    reads = any(getattr(module, "span", None) == SPAN for module in submodules(self.body))
+    if self.memory and not self.causal_memory and not reads:
+      raise ValueError(
+        f"nothing in the body ({type(self.body).__name__}) reads spans, so memory tokens cannot "
+        f"see each other both ways: give its attention span={SPAN!r}, or set causal_memory=True"
+      )
+
+  def init_state(self, batch: int) -> RMTState:
+    border = self._border(batch)
+    return RMTState(border.memory, self.body.init_state(batch), border.filled)
+
+  def _border(self, batch: int) -> _Border:
+    shape = (batch, self.memory, self.dim)
+    first = jnp.zeros(shape[1:]) if self.first is None else self.first[...]
+    memory = jnp.broadcast_to(first.astype(jnp.float32), shape)
+    return _Border(memory, jnp.zeros(batch, jnp.int32))
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    x, length = clean(x, valid), x.shape[1]
+    if length % self.segment == 0:
+      return self._whole(x, state, reset, valid, context)
+    if length < self.segment:
+      return self._open(x, state, reset, valid, context)
+    near = length // self.segment * self.segment
+    raise ValueError(
+      f"x has T={length} tokens; with segment={self.segment} a call takes whole segments (T={near} "
+      f"or {near + self.segment}) or a part of one (T < {self.segment}): pad with valid=False, or "
+      "call twice"
+    )
+
+  # Whole segments: T = m g.
+
+  def _whole(self, x, state, reset, valid, context):
+    batch, length, _ = x.shape
+    count = length // self.segment
+
+    def fold(tree):
+      return jax.tree.map(lambda a: a.reshape(batch, count, self.segment, *a.shape[2:]), tree)
+
+    folded, valid = fold(x), fold(valid)
+    if context is not None:
+      context = context.with_tokens(fold(context.tokens))
+    start, late = _resets(fold(reset), valid)
+    active = None if valid is None else jnp.any(valid, axis=-1)
+    step = functools.partial(self._segment, in_loop=count > 1)
+    y, border = scan(
+      step, (folded, valid, late), _Border(state.memory, state.filled),
+      init=self._border(batch), reset=start, valid=active, context=context,
+    )  # fmt: skip
+    body = self.body.init_state(batch)
+    if active is not None:  # a row without a valid token keeps its open segment
+      touched = active if start is None else active | start
+      body = select(jnp.any(touched, axis=1), body, state.body)
+    return y.reshape(x.shape), RMTState(border.memory, body, border.filled)
+
+  def _segment(self, inputs, border, context, *, in_loop: bool):
+    x, valid, late = inputs
+    args = (x, valid, border.memory, context)
+    if self.remat is None:
+      y, memory = self._read_text_write(*args)
+    else:
+      y, memory = channel.checkpoint(self._read_text_write, *args, prevent_cse=not in_loop)
+    broken = (border.filled != 0)[:, None]
+    broken = broken if late is None else broken | late
+    filled = jnp.where(broken[:, -1], -1, 0)
+    return _poison(y, broken, valid), _Border(memory, filled)
+
+  def _read_text_write(self, x, valid, memory, context):
+    """The body on `[memory, x, memory]`: outputs `[B, g, D]` of the text, and the next memory."""
+    batch, length, _ = x.shape
+    block = memory.astype(x.dtype)
+    z = jnp.concatenate([block, x, block], axis=1)
+    if valid is not None:
+      active = jnp.broadcast_to(jnp.any(valid, axis=1, keepdims=True), block.shape[:2])
+      valid = jnp.concatenate([active, valid, active], axis=1)
+    context = self._context(context, batch, (self.memory, length, self.memory))
+    h, _ = self.body(z, self.body.init_state(batch), valid=valid, context=context)
+    y, memory = h[:, self.memory : self.memory + length], h[:, self.memory + length :]
+    return y, memory.astype(jnp.float32)
+
+  # A part of the open segment: T < g.
+
+  def _open(self, x, state, reset, valid, context):
+    self._check_carry()
+    batch, length, _ = x.shape
+    start, late = _resets(reset, valid)
+    if start is not None:
+      state = select(start, self.init_state(batch), state)
+    came = jnp.ones((batch, length), jnp.bool_) if valid is None else valid
+    filled = state.filled[:, None] + jnp.cumsum(came, axis=1, dtype=jnp.int32)
+    broken = (state.filled < 0)[:, None] | (filled > self.segment)
+    broken = broken if late is None else broken | late
+
+    def read(body):
+      return self._block(READ, begins, state.memory.astype(x.dtype), body, context)[1]
+
+    def write(carry):
+      memory, body = carry
+      h, body = self._block(WRITE, ends, memory.astype(x.dtype), body, context)
+      memory = jnp.where(ends[:, None, None], h.astype(jnp.float32), memory)
+      return memory, select(ends, self.body.init_state(batch), body)
+
+    begins = (state.filled == 0) & jnp.any(came, axis=1)
+    body = _if_any(begins, read, state.body)
+    inner = _fold(self._context(context, batch, (0, length, 0)), TEXT)
+    y, body = self.body(x, body, valid=valid, context=inner)
+    ends = (filled[:, -1] == self.segment) & ~broken[:, -1]
+    memory, body = _if_any(ends, write, (state.memory, body))
+    filled = jnp.where(broken[:, -1], -1, jnp.where(ends, 0, filled[:, -1]))
+    return _poison(y, broken, valid), RMTState(memory, body, filled)
+
+  def _block(self, kind: int, rows, block, body, context):
+    """Runs the read or the write block in the rows that are due."""
+    if not self.memory:
+      return block, body
+    valid = jnp.broadcast_to(rows[:, None], block.shape[:2])
+    lengths = (self.memory, 0, 0) if kind == READ else (0, 0, self.memory)
+    context = _fold(self._context(context, block.shape[0], lengths), kind)
+    return self.body(block, body, valid=valid, context=context)
+
+  def _check_carry(self):
+    own = self.segment + 2 * self.memory
+    for module in submodules(self.body):
+      capacity = getattr(module, "capacity", None)
+      need = 1 if getattr(module, "window", None) else own  # a window's ring never fills
+      if capacity is not None and capacity < need:
+        raise ValueError(
+          f"a call of fewer than segment={self.segment} tokens goes on in an open segment, but "
+          f"{type(module).__name__} inside the body has capacity={capacity}; it must carry "
+          f"segment + 2 memory = {own} tokens: use core.replace(model, capacity={own})"
+        )
+
+  def _context(self, context: Context | None, batch: int, lengths) -> Context | None:
+    """The body's context for [read block | text | write block] of these lengths."""
+    read, text, write = lengths
+
+    def pad(a):
+      return jnp.pad(a[:, :text], [(0, 0), (read, write)] + [(0, 0)] * (a.ndim - 2))
+
+    tokens = {} if context is None else {name: pad(a) for name, a in context.tokens.items()}
+    if not self.causal_memory:
+      kind = jnp.asarray(np.repeat([READ, TEXT, WRITE], lengths), jnp.int32)
+      kind = jnp.broadcast_to(kind, (batch, sum(lengths)))
+      own = tokens.get(SPAN, jnp.zeros_like(kind))  # the text's spans, kept apart from the blocks'
+      tokens[SPAN] = jnp.where(kind == TEXT, own + WRITE * (own > 0), kind)
+    return dataclasses.replace(context or Context(), tokens=tokens) if tokens else context
+
+
+def _causal(body: Memory) -> bool:
+  """Whether the body is causal over text without spans of its own, as attention with spans is."""
+  memories = [m for m in submodules(body) if isinstance(m, Memory)]
+  innermost = [m for m in memories if sum(isinstance(s, Memory) for s in submodules(m)) == 1]
+  return all(m.causal or getattr(m, "span", None) is not None for m in innermost)
+
+
+def _resets(reset, valid):
+  """`[...]`: a reset stands before the first valid token; `[..., T]`: one has come too late."""
+  if reset is None:
+    return None, None
+  valid = jnp.ones(reset.shape, jnp.bool_) if valid is None else valid
+  before = jnp.cumsum(valid, axis=-1) > valid
+  return jnp.any(reset & ~before, axis=-1), jnp.cumsum(reset & before, axis=-1) > 0
+
+
+def _poison(y, broken, valid):
+  broken = jnp.broadcast_to(broken, y.shape[:2])
+  return jnp.where((broken if valid is None else broken & valid)[..., None], jnp.nan, y)
+
+
+def _if_any(rows, fn, tree):
+  """`fn(tree)` if a row is due, else `tree`: the blocks cost once a segment, not once a token."""
+  with channel.muted():
+    return jax.lax.cond(jnp.any(rows), fn, lambda tree: tree, tree)
+
+
+def _fold(context: Context | None, index: int) -> Context | None:
+  return None if context is None else context.fold(index)
