@@ -2,40 +2,53 @@
 
 Two calls: `load` says which text, the corpus' methods say how it is cut into batches.
 
-  corpus = memjax.data.load()                                    # the running Python's standard library, as bytes
-  corpus = memjax.data.load("text", path="books/**/*.txt")       # any text files
-  corpus = memjax.data.load("tfds", name="tiny_shakespeare")     # any TFDS set with a feature `text`
+  corpus = memjax.data.load()                                 # the running Python's own library
+  corpus = memjax.data.load("text", path="books/**/*.txt")    # any text files
+  corpus = memjax.data.load("tfds", name="tiny_shakespeare")  # any TFDS set with a feature `text`
 
-  batches = corpus.train_batches(sequence_length=256, batch_size=16, seed=0)     # endless
+  batches = corpus.train_batches(sequence_length=256, batch_size=16, seed=0)  # endless
   batch = next(batches)
-  position = batches.get_state()                                 # a dict of plain values (JSON); belongs in the checkpoint
-  batches.set_state(position)                                    # the next batch is bit for bit the one that would have come
-  batches.close()                                                # ends the prefetching thread (also at garbage collection)
+  position = batches.get_state()  # a dict of plain values (JSON) that belongs in the checkpoint
+  batches.set_state(position)     # what follows is bit for bit what would have followed there
+  batches.close()                 # ends the thread that reads ahead
 
   for batch in corpus.evaluation_batches(sequence_length=256, batch_size=16, max_tokens=100_000):
-    ...                                                          # fixed order, every token counted once; has a len()
+    ...                           # fixed order, every token counted once; has a len()
 
 A batch is a dict of numpy arrays, B rows (of this process) and T = sequence_length:
 
   inputs   [B, T] int32. Tokens.
-  targets  [B, T] int32. The token that follows each input in the row's text; after a document's last token, the first token of
-           the next document (after the split's last document, that of its first), so every token is a target exactly once.
-  reset    [B, T] bool. The contract's flag: token t continues nothing that stands before it in this row, nor a state carried
-           over from the last batch. True at document starts and at the start of a row (`stream=False`) or stream.
-  valid    [B, T] bool. The contract's flag, and the mask of the loss: False is padding (inputs and targets are 0 there).
+  targets  [B, T] int32. The token that follows each input in its text. After a document's last
+           token comes the next document's first (after the last document, that of the first
+           one), so every token is a target exactly once.
+  reset    [B, T] bool. The contract's flag: token t continues nothing that stands before it in
+           this row, nor a state carried over from the last batch. True at document starts, and
+           at the start of each row (`stream=False`) or stream.
+  valid    [B, T] bool. The contract's flag, and the mask of the loss: False is padding (inputs
+           and targets are 0 there).
 
 Ways to cut (both methods take them):
 
-  stream=False   Rows are windows of T tokens over the documents laid end to end; training shuffles them, another permutation
-                 each epoch. The state starts anew in every row: `reset[:, 0]` is True.
-  stream=True    Row b of the next batch continues where row b of this one stopped, for states carried over batches. Training lays
-                 the documents out in another order each epoch.
-  align=g        Documents are padded to a multiple of g (valid=False), so resets fall on multiples of g (a memory's granularity);
-                 T must be a multiple of g.
-  shard_index, shard_count   This process gets rows [index * B / count, (index + 1) * B / count) of every batch of B = `batch_size` rows: the
-                 batches do not depend on the number of processes, nor does the position.
+  stream=False   Rows are windows of T tokens over the documents laid end to end; training
+                 shuffles them, another permutation each epoch. The state starts anew in every
+                 row: `reset[:, 0]` is True.
+  stream=True    Row b of the next batch continues where row b of this one stopped, for states
+                 carried over batches. Training lays the documents out in another order each
+                 epoch.
+  align=g        Documents are padded to a multiple of g (valid=False), so that resets fall on
+                 multiples of g (a memory's granularity); T must be a multiple of g.
+  shard_index, shard_count
+                 This process gets rows [index * B / count, (index + 1) * B / count) of every
+                 batch of B = `batch_size` rows: neither batches nor positions depend on the
+                 number of processes.
 
-A corpus: `vocab_size`, `tokenizer` (`encode(str) -> [N] array`, `decode(ids) -> str`, `vocab_size`, `fingerprint`), `fingerprint` (of the tokens: equal
-text and tokenizer give equal fingerprints), `num_tokens[split]`, `num_bytes[split]` for split in "train", "validation". Bits per byte are
+A corpus has `vocab_size`, `tokenizer` (`encode(str) -> [N] array`, `decode(ids) -> str`),
+`fingerprint` (equal text and tokenizer give equal ones), and `num_tokens[split]` and
+`num_bytes[split]` for the splits "train" and "validation". Bits per byte are
 `nats_per_token / ln 2 * num_tokens[split] / num_bytes[split]`.
 """
+
+from memjax.data.corpus import Corpus, load
+from memjax.data.tokenizer import ByteTokenizer, JSONTokenizer, Tokenizer, load_tokenizer
+
+__all__ = ["ByteTokenizer", "Corpus", "JSONTokenizer", "Tokenizer", "load", "load_tokenizer"]

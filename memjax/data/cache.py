@@ -1,4 +1,4 @@
-"""Folders that are made once, whole or not at all, whichever process comes first; and the tokens kept in them."""
+"""Folders that are made once, whole or not at all; and the tokens that are kept in them."""
 
 import contextlib
 import errno
@@ -15,14 +15,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memjax.data.tokenizers import Tokenizer
+from memjax.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ELSEWHERE = "name another folder with cache_dir= (or the variable MEMJAX_CACHE)"
 LAYOUT = 1  # of the files below; raise it when they change, and old folders are left alone
 
 
 class Tokens(NamedTuple):
-  """One split. `tokens`: [N] unsigned, on disk; `starts`: [documents + 1] int64, where documents begin, and N."""
+  """One split.
+
+  Attributes:
+    tokens: [T] unsigned, mapped from disk.
+    starts: [N + 1] int64. Where the N documents begin, and T.
+    num_bytes: of the text.
+  """
 
   tokens: np.ndarray
   starts: np.ndarray
@@ -44,8 +52,19 @@ def key(*parts: object) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-  with open(path, "w") as file:  # never deleted: a second process may already wait on it
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """One process at a time, on this machine or over a shared file system.
+
+  Raises:
+    OSError: the folder of `path` cannot be made or written.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")
+  except OSError as error:
+    what = f"{path.parent} cannot be written ({error.strerror})"
+    raise OSError(error.errno, f"{what}: make it writable, or {ELSEWHERE}") from error
+  with file:  # never deleted: another process may already wait on it
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
@@ -58,20 +77,15 @@ def prepare(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> path
   """
   if folder.exists():
     return folder
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / f".{folder.name}.lock"):
-      if not folder.exists():
+  with locked(folder.parent / f".{folder.name}.lock"):
+    if not folder.exists():
+      try:
         _build(folder, build)
-  except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      what = f"the disk of {folder.parent} is full: free some space there"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-      what = f"{folder.parent} cannot be written ({error.strerror}): make it writable"
-    else:
-      raise
-    message = f"{what}, or name another folder with cache_dir= (or the variable MEMJAX_CACHE)"
-    raise OSError(error.errno, message) from error
+      except OSError as error:
+        if error.errno not in FULL:
+          raise
+        what = f"no room for the prepared text in {folder.parent} ({error.strerror})"
+        raise OSError(error.errno, f"{what}: free some, or {ELSEWHERE}") from error
   return folder
 
 
@@ -115,7 +129,9 @@ def write_tokens(
           lengths.append(len(tokens))
           num_bytes += len(text)
     if not lengths:
-      raise ValueError(f"the {split} split holds no text: give more of it (at least two characters)")
+      raise ValueError(
+        f"the {split} split holds no text: give more of it (at least two characters)"
+      )
     starts = np.fromiter(itertools.accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
     np.save(folder / f"{split}.starts.npy", starts)
     digest.update(starts.tobytes())
@@ -128,7 +144,9 @@ def _limited(documents: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
   left = limit
   for text in documents:
     if left is not None and len(text) > left:
-      text = text[:left].decode("utf-8", errors="ignore").encode()  # drops half a character at the end
+      text = (
+        text[:left].decode("utf-8", errors="ignore").encode()
+      )  # drops half a character at the end
       left = len(text)
     yield text
     if left is not None:
@@ -153,5 +171,7 @@ def read_tokens(folder: pathlib.Path) -> tuple[str, dict[str, Tokens]]:
         raise ValueError(f"{split}: {len(tokens)} tokens, {sizes['tokens']} expected")
       splits[split] = Tokens(tokens, starts, sizes["bytes"])
   except (OSError, ValueError, KeyError) as error:
-    raise OSError(f"the prepared text in {folder} is damaged ({error}): delete the folder and run again") from error
+    raise OSError(
+      f"the prepared text in {folder} is damaged ({error}): delete the folder and run again"
+    ) from error
   return corpus["fingerprint"], splits

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-PIECE = 1 << 20  # characters given to a JSON tokenizer at once; longer documents are cut at line ends
+PIECE = (
+  1 << 20
+)  # characters given to a JSON tokenizer at once; longer documents are cut at line ends
 
 
 class Tokenizer(abc.ABC):
   """`encode(str) -> [N]`, `decode(ids) -> str`, ids below `vocab_size`.
 
-  `fingerprint` differs between tokenizers that give different ids; `dtype` is the smallest unsigned one that holds them.
+  `fingerprint` differs between tokenizers that give different ids; `dtype` is the smallest
+  unsigned one that holds them.
   """
 
   vocab_size: int
@@ -50,7 +53,9 @@ class ByteTokenizer(Tokenizer):
 
 
 class JSONTokenizer(Tokenizer):
-  """A tokenizer saved by the `tokenizers` library; no special tokens are added, nothing is cut or padded.
+  """A tokenizer saved by the `tokenizers` library.
+
+  No special tokens are added, nothing is cut or padded.
 
   Raises:
     ValueError: `path` is missing or is not such a file.
@@ -64,8 +69,8 @@ class JSONTokenizer(Tokenizer):
       self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
       raise ValueError(
-        f"tokenizer={str(path)!r} cannot be read ({error}): give the JSON file that `Tokenizer.save` of the "
-        "`tokenizers` library wrote (often called tokenizer.json), or None for bytes"
+        f"tokenizer={str(path)!r} cannot be read ({error}): give the JSON file that "
+        "`tokenizers.Tokenizer.save` wrote (often called tokenizer.json), or None for bytes"
       ) from error
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -73,8 +78,10 @@ class JSONTokenizer(Tokenizer):
     self.fingerprint = hashlib.sha256(data).hexdigest()[:16]
 
   def encode_utf8(self, text: bytes) -> np.ndarray:
-    pieces = self._tokenizer.encode_batch_fast(list(_pieces(text.decode())), add_special_tokens=False)
-    return np.concatenate([np.asarray(piece.ids, self.dtype) for piece in pieces] or [np.zeros(0, self.dtype)])
+    pieces = self._tokenizer.encode_batch(list(_pieces(text.decode())), add_special_tokens=False)
+    return np.concatenate(
+      [np.asarray(piece.ids, self.dtype) for piece in pieces] or [np.zeros(0, self.dtype)]
+    )
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
@@ -88,6 +95,6 @@ def _pieces(text: str) -> Iterator[str]:
     start = end
 
 
-def tokenizer(path: str | pathlib.Path | None) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path | None) -> Tokenizer:
   """The tokenizer saved at `path`, or bytes for None (or "", as an unset configuration field)."""
   return JSONTokenizer(path) if path else ByteTokenizer()
