@@ -20,6 +20,7 @@ DEFAULT_RULES: Rules = {
   "mlp": "model",
   "vocab": "model",
   "rows": None,
+  "half": None,
   "value": "model",
   "slots": None,
   "memory": None,

@@ -1,0 +1,65 @@
+"""Large Memory Layers with Product Keys (Lample et al., NeurIPS 2019, arXiv 1907.05242)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.core import Memory, Stateless, checks, clean
+from memjax.core.layers import Linear, dropout
+from memjax.parametric.product_keys import ProductKeys, own_values, read, uniform
+
+
+class ProductKeyMemory(Memory):
+  """A table of N = keys * keys values read by exact search over factored keys, in place of a feed-forward layer.
+
+  q = norm(x Wq + bq);   per head: the k best slots by <q_1, K_1[i]> + <q_2, K_2[j]>,   w = softmax of their scores
+  y = sum over heads and slots of w V[slot]
+
+  Written by gradient only: no state at run time. Heads have their own keys and share the values.
+
+  Args:
+    dim: model width D.
+    keys: n, keys of each half; N = n * n slots.
+    heads, top_k: H heads read k slots each, k <= n.
+    query_dim: dk, the width of a query, both halves together.
+    query_norm: "rms" or "layer" over each half of a query (causal), "batch" over all tokens (the paper's best results;
+      see `BatchNorm` for `use_batch` and the running statistics), or None.
+    value_dim: dv; where it differs from dim, a matrix `[dv, D]` without bias follows. None: dim.
+    values: None: a table of the layer's own; a name: the table `context.shared[name]`, `[N, dv]`.
+    input_dropout, query_dropout, value_dropout: rates; they need `context.key`.
+    implementation: of the search and of the weighted sum: "reference", "chunk" or None.
+
+  State: `Stateless`. Emits "ids" and "weights" for `parametric.usage`, "batch_stats" with `use_batch`.
+  """
+
+  def __init__(
+    self, dim: int, *, keys: int = 512, heads: int = 4, top_k: int = 32, query_dim: int = 256, query_norm: str | None = "rms",
+    value_dim: int | None = None, values: str | None = None, input_dropout: float = 0.0, query_dropout: float = 0.0,
+    value_dropout: float = 0.0, implementation: str | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    value_dim = dim if value_dim is None else value_dim
+    checks.positive(dim=dim, value_dim=value_dim)
+    checks.fraction(input_dropout=input_dropout, value_dropout=value_dropout)
+    self.dim, self.value_dim, self.shared_values = dim, value_dim, values
+    self.input_dropout, self.value_dropout = input_dropout, value_dropout
+    self.search = ProductKeys(
+      dim, keys=keys, heads=heads, top_k=top_k, query_dim=query_dim, norm=query_norm, dropout=query_dropout,
+      key_bound=(query_dim / 2) ** -0.5, query_init=uniform(dim**-0.5), implementation=implementation,
+      param_dtype=param_dtype, rngs=rngs,
+    )  # fmt: skip
+    self.values = own_values(keys, value_dim, values, param_dtype, rngs)
+    out = nnx.initializers.normal(dim**-0.5)
+    self.out = (
+      None if value_dim == dim else Linear(value_dim, dim, init=out, axes=("value", "embed"), param_dtype=param_dtype, rngs=rngs)
+    )
+
+  def init_state(self, batch: int) -> Stateless:
+    return Stateless()
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    key = None if context is None else context.key
+    into, query, out = (None,) * 3 if key is None else jax.random.split(key, 3)
+    y = read(self, dropout(clean(x, valid), self.input_dropout, into), valid, context, query)
+    y = dropout(y, self.value_dropout, out)
+    return (y if self.out is None else self.out(y)), state

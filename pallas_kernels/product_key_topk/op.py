@@ -1,0 +1,68 @@
+"""The public function: checks, choice of an implementation, gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.product_key_topk import chunk, reference
+
+
+def product_key_topk(
+  queries: jax.Array, keys: jax.Array, top_k: int, *, implementation: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """The `top_k` best of N = n * n slots, slot (i, j) scoring `<q_1, K_1[i]> + <q_2, K_2[j]>`; exact.
+
+  Product keys (Lample et al., arXiv 1907.05242): the k best slots lie among the k best of each half, so two searches in n
+  replace one in n * n. Ties may fall either way.
+
+  Args:
+    queries: `[T, H, dk]` float; q_1 and q_2 are its two halves.
+    keys: `[H, 2, n, dk / 2]` float.
+    top_k: k, at most n.
+    implementation: "reference" (all sums), "chunk" (XLA), or None for the best here.
+
+  Returns:
+    scores: `[T, H, k]` float32, descending; differentiable in queries and keys.
+    ids: `[T, H, k]` int32, `i * n + j`.
+  """
+  _check(queries, keys, top_k)
+  run = dispatch.choose("product_key_topk", implementation, IMPLEMENTATIONS, "chunk")
+  return run(queries, keys, top_k)
+
+
+def _check(queries, keys, top_k) -> None:
+  if queries.ndim != 3:
+    raise ValueError(f"queries has shape {list(queries.shape)}; it must be [T, H, dk]")
+  _, heads, width = queries.shape
+  if keys.ndim != 4 or keys.shape[:2] != (heads, 2) or keys.shape[3] * 2 != width:
+    raise ValueError(
+      f"keys has shape {list(keys.shape)}; for queries {list(queries.shape)} it must be "
+      f"[H, 2, n, dk / 2] = [{heads}, 2, n, {width / 2:g}]"
+    )
+  for name, array in {"queries": queries, "keys": keys}.items():
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise TypeError(f"{name} has dtype {array.dtype}; it must be floating")
+  if not isinstance(top_k, int) or not 1 <= top_k <= keys.shape[2]:
+    raise ValueError(f"top_k={top_k!r} must be an integer from 1 to keys={keys.shape[2]} (the keys of one half)")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _search(queries, keys, top_k):
+  return chunk.product_key_topk(queries, keys, top_k)
+
+
+def _forward(queries, keys, top_k):
+  scores, ids = _search(queries, keys, top_k)
+  return (scores, ids), (queries, keys, ids)
+
+
+def _backward(top_k, residuals, cotangents):
+  queries, keys, ids = residuals
+  return chunk.gradients(queries, keys, ids, cotangents[0])
+
+
+_search.defvjp(_forward, _backward)
+
+IMPLEMENTATIONS = {"reference": reference.product_key_topk, "chunk": _search}
