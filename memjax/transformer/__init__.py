@@ -1,8 +1,14 @@
 """Transformers as stacks of memories."""
 
 from memjax.transformer.attention import Attention
+from memjax.transformer.decode import Generated
 from memjax.transformer.feed_forward import FeedForward
+from memjax.transformer.generate import generate
 from memjax.transformer.language_model import LanguageModel
+from memjax.transformer.prefill import prefill, with_room
 from memjax.transformer.stack import Stack
 
-__all__ = ["Attention", "FeedForward", "LanguageModel", "Stack"]
+__all__ = [
+  "Attention", "FeedForward", "Generated", "LanguageModel", "Stack", "generate", "prefill",
+  "with_room",
+]  # fmt: skip
