@@ -114,7 +114,7 @@ class RecurrentMemoryTransformer(Memory):
     self.first = first((memory, dim)) if memory else None
 
   def _check_body(self):
-    own, inner = self.segment + 2 * self.memory, self.body.granularity
+    own, inner = self.body_tokens, self.body.granularity
     if own % inner:
       raise ValueError(
         f"segment + 2 memory = {self.segment} + 2 * {self.memory} = {own} is not a multiple of the "
@@ -126,6 +126,11 @@ class RecurrentMemoryTransformer(Memory):
         f"nothing in the body ({type(self.body).__name__}) reads spans, so memory tokens cannot "
         f"see each other both ways: give its attention span={SPAN!r}, or set causal_memory=True"
       )
+
+  @property
+  def body_tokens(self) -> int:
+    """Tokens that the body sees between two fresh states: what its attention must carry."""
+    return self.segment + 2 * self.memory
 
   def init_state(self, batch: int) -> RMTState:
     border = self._border(batch)
@@ -242,7 +247,7 @@ class RecurrentMemoryTransformer(Memory):
     return self.body(block, body, valid=valid, context=context)
 
   def _check_carry(self):
-    own = self.segment + 2 * self.memory
+    own = self.body_tokens
     for module in submodules(self.body):
       capacity = getattr(module, "capacity", None)
       need = 1 if getattr(module, "window", None) else own  # a window's ring never fills
