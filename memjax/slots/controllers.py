@@ -1,0 +1,113 @@
+"""Controllers of memories with addressed slots; the tokens' share of a step precedes the loop."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.core import as_state, checks, leaf, param
+from memjax.core.layers import Linear
+
+
+@as_state
+class LSTMState:
+  """One LSTM layer's output and cell, `[B, C]` float32."""
+
+  h: jax.Array = leaf("memory")
+  c: jax.Array = leaf("memory")
+
+
+def _glorot(fan_in: int, fan_out: int):
+  """Glorot-uniform over the whole input, of which a matrix may take only a part."""
+  bound = (6 / (fan_in + fan_out)) ** 0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _forget_bias(key, shape, dtype):
+  return jnp.repeat(jnp.asarray([0, 1, 0, 0], dtype), shape[0] // 4)
+
+
+class LSTM(nnx.Module):
+  """An LSTM over a token and what the memory feeds back (gates i, f, g, o; forget bias 1).
+
+  Args:
+    dim: token width D.
+    extra: width of what is fed back; may be 0.
+    hidden: cells C of a layer.
+    layers: how many, each over the one below.
+    learned_start: the first h and c are trained; zeros otherwise.
+  """
+
+  def __init__(
+    self, dim: int, extra: int, hidden: int, *, layers: int = 1, learned_start: bool = False,
+    param_dtype=jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim, hidden=hidden, layers=layers)
+    self.hidden, self.inner, self.recurrent = hidden, nnx.List(), nnx.List()
+    for layer in range(layers):
+      below, back = (dim, extra + hidden) if layer == 0 else (hidden, hidden)
+      make = {"init": _glorot(below + back, 4 * hidden), "param_dtype": param_dtype, "rngs": rngs}
+      self.inner.append(Linear(below, 4 * hidden, bias=True, bias_init=_forget_bias, **make))
+      self.recurrent.append(Linear(back, 4 * hidden, axes=("memory", "mlp"), **make))
+    self.start = None
+    if learned_start:
+      init, names = nnx.initializers.normal(0.05), ("memory", "memory", "memory")
+      self.start = param(rngs, init, (layers, 2, hidden), axes=names, dtype=param_dtype)
+
+  def init_state(self, batch: int) -> tuple[LSTMState, ...]:
+    shape = (len(self.inner), 2, self.hidden)
+    start = jnp.zeros(shape) if self.start is None else self.start[...].astype(jnp.float32)
+    rows = jnp.tile(start[:, :, None], (1, 1, batch, 1))
+    return tuple(LSTMState(h=layer[0], c=layer[1]) for layer in rows)
+
+  def inputs(self, x: jax.Array) -> jax.Array:
+    """What tokens `x [B, T, D]` add to the first layer's gates: `[B, T, 4C]` float32."""
+    return self.inner[0](x).astype(jnp.float32)
+
+  def step(self, inputs: jax.Array, extra: jax.Array, state: tuple[LSTMState, ...]):
+    """One step: `inputs [B, 4C]`, `extra [B, E]`, states -> the last layer's h `[B, C]`, states."""
+    new, h = [], None
+    for layer, old in enumerate(state):
+      if layer == 0:
+        gates = inputs + self.recurrent[0](jnp.concatenate([extra, old.h], axis=-1))
+      else:
+        gates = self.inner[layer](h) + self.recurrent[layer](old.h)
+      i, f, g, o = jnp.split(gates, 4, axis=-1)
+      c = jax.nn.sigmoid(f) * old.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+      h = jax.nn.sigmoid(o) * jnp.tanh(c)
+      new.append(LSTMState(h=h, c=c))
+    return h, tuple(new)
+
+
+class MLP(nnx.Module):
+  """`h = tanh(W [x; extra] + b)`, `layers` deep: a controller without a state.
+
+  Args: as for `LSTM`.
+  """
+
+  def __init__(
+    self, dim: int, extra: int, hidden: int, *, layers: int = 1, param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim, hidden=hidden, layers=layers)
+    make = {"init": _glorot(dim + extra, hidden), "param_dtype": param_dtype, "rngs": rngs}
+    self.inner = Linear(dim, hidden, bias=True, **make)
+    self.fed_back = Linear(extra, hidden, axes=("memory", "mlp"), **make)
+    make = {"bias": True, "init": _glorot(hidden, hidden), "axes": ("memory", "mlp")}
+    make |= {"param_dtype": param_dtype, "rngs": rngs}
+    self.upper = nnx.List([Linear(hidden, hidden, **make) for _ in range(layers - 1)])
+
+  def init_state(self, batch: int) -> tuple[Any, ...]:
+    return ()
+
+  def inputs(self, x: jax.Array) -> jax.Array:
+    """What tokens `x [B, T, D]` add before the first tanh: `[B, T, C]` float32."""
+    return self.inner(x).astype(jnp.float32)
+
+  def step(self, inputs: jax.Array, extra: jax.Array, state: tuple[Any, ...]):
+    """One step: `inputs [B, C]`, `extra [B, E]` -> h `[B, C]`, the empty state."""
+    h = jnp.tanh(inputs + self.fed_back(extra))
+    for layer in self.upper:
+      h = jnp.tanh(layer(h))
+    return h, state

@@ -1,0 +1,180 @@
+"""The Neural Turing Machine: a controller with a slot memory addressed by content and by position.
+
+Graves, Wayne, Danihelka, "Neural Turing Machines", 2014, arXiv 1410.5401. The defaults are those
+found to converge by Collier and Beel, "Implementing Neural Turing Machines", arXiv 1807.08518.
+
+B batch, T tokens, D model width, C controller width, N slots, W slot width, R read heads, Wr write
+heads, H = R + Wr, S shift range.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.core import Fixed, Memory, Param, as_state, checks, clean, leaf, param, scan
+from memjax.core.layers import Linear
+from memjax.slots import addressing
+from memjax.slots.controllers import LSTM, MLP
+
+CLIP = 20.0  # bound of head parameters and outputs
+STARTS = ("constant", "trained", "learned", "random")
+
+
+@as_state
+class NTMState:
+  """Memory `[B, N, W]`, the last weights `[B, R, N]`, `[B, Wr, N]`, reads `[B, R, W]`; all float32.
+
+  `controller` holds one `LSTMState` a layer, or nothing for an MLP.
+  """
+
+  memory: jax.Array = leaf("slots", "memory")
+  read_weights: jax.Array = leaf("memory", "slots")
+  write_weights: jax.Array = leaf("memory", "slots")
+  reads: jax.Array = leaf("memory", "memory")
+  controller: Any
+
+
+def _turn(state: NTMState) -> NTMState:
+  """The memory as columns `[B, W, N]` for the loop (see `addressing`), or back."""
+  return dataclasses.replace(state, memory=jnp.swapaxes(state.memory, 1, 2))
+
+
+def _dense(dim: int, out: int, axes, dtype, rngs: nnx.Rngs) -> Linear:
+  init = nnx.initializers.truncated_normal(dim**-0.5)
+  return Linear(dim, out, bias=True, init=init, axes=axes, param_dtype=dtype, rngs=rngs)
+
+
+class NeuralTuringMachine(Memory):
+  """A controller that reads and rewrites N slots through read and write heads, one step a token.
+
+      h_t = controller([x_t; r_{t-1}]),  heads = clip(h_t Wp + bp),  y_t = clip([h_t; r_t] Wo + bo)
+      w = sharpen(shift(g softmax(beta cos(k, M_{t-1})) + (1 - g) w_{t-1}, s), gamma), every head
+      r_t = w_read M_{t-1},   M_t = M_{t-1} prod(1 - w_write e) + sum(w_write a)
+
+  The first weights are the softmax of a learned vector a head, the first reads the tanh of one.
+
+  Args:
+    dim: input width D.
+    out: output width; `dim` when None, as a layer of a `Stack` needs.
+    slots, width: N and W.
+    read_heads, write_heads: R and Wr; all erasures come before all additions.
+    controller: "lstm" or "mlp".
+    hidden, layers: its width C and depth.
+    shift: S, how far a head may move in a step; 0 leaves content addressing and staying.
+    read_before_write: reads see M_{t-1}, as in public implementations; False: they see M_t.
+    start: the first memory: "constant" 1e-6 everywhere; "trained", the same as a parameter;
+      "learned", tanh of a trained matrix; "random", tanh of a matrix drawn once.
+    learned_start: the LSTM's first state is trained; zeros otherwise.
+    tanh: tanh on keys and added vectors; False leaves them linear.
+
+  State: `NTMState`.
+  """
+
+  def __init__(
+    self, dim: int, *, out: int | None = None, slots: int = 128, width: int = 20,
+    read_heads: int = 1, write_heads: int = 1, controller: str = "lstm", hidden: int = 100,
+    layers: int = 1, shift: int = 1, read_before_write: bool = True, start: str = "constant",
+    learned_start: bool = False, tanh: bool = True, param_dtype=jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    out = dim if out is None else out
+    checks.positive(dim=dim, out=out, slots=slots, width=width, hidden=hidden, layers=layers)
+    checks.positive(read_heads=read_heads, write_heads=write_heads)
+    checks.one_of("controller", controller, ("lstm", "mlp"))
+    checks.one_of("start", start, STARTS)
+    most = (slots - 1) // 2
+    if not isinstance(shift, int) or not 0 <= shift <= most:
+      raise ValueError(f"shift={shift!r} must be an integer from 0 to {most} with slots={slots}")
+    if learned_start and controller == "mlp":
+      raise ValueError("learned_start=True needs controller='lstm'; an MLP has no state")
+    self.dim, self.slots, self.width, self.shift = dim, slots, width, shift
+    self.read_heads, self.write_heads = read_heads, write_heads
+    self.read_before_write, self.tanh, self.start = read_before_write, tanh, start
+    make = {"layers": layers, "param_dtype": param_dtype, "rngs": rngs}
+    if controller == "lstm":
+      self.controller = LSTM(dim, read_heads * width, hidden, learned_start=learned_start, **make)
+    else:
+      self.controller = MLP(dim, read_heads * width, hidden, **make)
+
+    size, features = sum(h * n for h, n in self._fields()), hidden + read_heads * width
+    self.heads = _dense(hidden, size, ("mlp", "memory"), param_dtype, rngs)
+    self.out = _dense(features, out, ("memory", "embed"), param_dtype, rngs)
+    self._first(param_dtype, rngs)
+
+  def _first(self, dtype, rngs: nnx.Rngs) -> None:
+    heads, normal = self.read_heads + self.write_heads, nnx.initializers.normal(1.0)
+    shape, axes = (heads, self.slots), ("memory", "slots")
+    self.first_weights = param(rngs, normal, shape, axes=axes, dtype=dtype)
+    shape, axes = (self.read_heads, self.width), ("memory", "memory")
+    self.first_reads = param(rngs, normal, shape, axes=axes, dtype=dtype)
+    self.first_memory = None
+    if self.start != "constant":
+      trained, kind = self.start == "trained", Fixed if self.start == "random" else Param
+      init = nnx.initializers.constant(1e-6) if trained else nnx.initializers.normal(0.5)
+      shape, axes = (self.slots, self.width), ("slots", "memory")
+      self.first_memory = param(rngs, init, shape, axes=axes, dtype=dtype, kind=kind)
+
+  def _fields(self) -> tuple[tuple[int, int], ...]:
+    """Heads and numbers a head of k, beta, g, s, gamma (reads before writes), e and a."""
+    heads, vector = self.read_heads + self.write_heads, (self.write_heads, self.width)
+    shifts = (heads, 2 * self.shift + 1)
+    return (heads, self.width), (heads, 1), (heads, 1), shifts, (heads, 1), vector, vector
+
+  def init_state(self, batch: int) -> NTMState:
+    rows = lambda a: jnp.tile(a.astype(jnp.float32)[None], (batch, 1, 1))  # noqa: E731
+    if self.first_memory is None:
+      memory = jnp.full((batch, self.slots, self.width), 1e-6)
+    else:
+      first = self.first_memory[...]
+      memory = rows(first if self.start == "trained" else jnp.tanh(first))
+    weights = jax.nn.softmax(self.first_weights[...].astype(jnp.float32), axis=-1)
+    return NTMState(
+      memory=memory,
+      read_weights=rows(weights[: self.read_heads]),
+      write_weights=rows(weights[self.read_heads :]),
+      reads=rows(jnp.tanh(self.first_reads[...])),
+      controller=self.controller.init_state(batch),
+    )
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    inputs = self.controller.inputs(clean(x, valid))
+    init = None if reset is None else _turn(self.init_state(x.shape[0]))
+    # Storing what a step's few products made and redoing the rest is over twice as fast on a CPU.
+    policy = jax.checkpoint_policies.dots_saveable
+    step = jax.checkpoint(self.step, policy=policy, prevent_cse=False)
+    features, state = scan(step, inputs, _turn(state), init=init, reset=reset, valid=valid)
+    return jnp.clip(self.out(features), -CLIP, CLIP).astype(x.dtype), _turn(state)
+
+  def step(self, inputs: jax.Array, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
+    """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
+
+    Args:
+      inputs: `[B, ...]`, one token of `controller.inputs`.
+    """
+    batch = inputs.shape[0]
+    h, controller = self.controller.step(inputs, state.reads.reshape(batch, -1), state.controller)
+    weights, erase, add = self.address(h, state)
+    reading, writing = weights[:, : self.read_heads], weights[:, self.read_heads :]
+    memory = addressing.erase_add(state.memory, writing, erase, add)
+    reads = addressing.read(reading, state.memory if self.read_before_write else memory)
+    features = jnp.concatenate([h, reads.reshape(batch, -1)], axis=-1)
+    return features, NTMState(memory, reading, writing, reads, controller)
+
+  def address(self, h: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The heads at `h [B, C]`: weights `[B, H, N]` (reads first), erase and add `[B, Wr, W]`."""
+    p, parts, start = jnp.clip(self.heads(h), -CLIP, CLIP), [], 0
+    for heads, numbers in self._fields():
+      end = start + heads * numbers
+      parts.append(p[:, start:end].reshape(-1, heads, numbers))
+      start = end
+    key, strength, gate, shift, gamma, erase, add = parts
+    squash = jnp.tanh if self.tanh else (lambda a: a)
+    old = jnp.concatenate([state.read_weights, state.write_weights], axis=1)
+    strength, gate = jax.nn.softplus(strength[..., 0]), jax.nn.sigmoid(gate)
+    found = addressing.content(squash(key), strength, state.memory)
+    moved = addressing.shift(gate * found + (1 - gate) * old, jax.nn.softmax(shift, axis=-1))
+    weights = addressing.sharpen(moved, 1 + jax.nn.softplus(gamma[..., 0]))
+    return weights, jax.nn.sigmoid(erase), squash(add)
