@@ -1,5 +1,19 @@
-"""The ten laws that every memory obeys, as a kit that anyone can run on a memory of their own."""
+"""The ten laws that every memory obeys, as a kit that anyone can run on a memory of their own: `check(make, dim=8)`."""
 
+from memjax.testing.case import Case
+from memjax.testing.compare import Finding
+from memjax.testing.report import FAST, LAWS, LawError, Report, Result, check, report
 from memjax.testing.task import Task
 
-__all__ = ["Task"]
+__all__ = [
+  "FAST",
+  "LAWS",
+  "Case",
+  "Finding",
+  "LawError",
+  "Report",
+  "Result",
+  "Task",
+  "check",
+  "report",
+]
