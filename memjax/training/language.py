@@ -1,0 +1,53 @@
+"""The loss of a `LanguageModel` over batches of `memjax.data`."""
+
+import jax
+import jax.numpy as jnp
+
+from memjax.core import Context, channel, detach, replace, submodules
+from memjax.training.losses import next_token_loss
+from memjax.training.step import LossFn, LossOutput
+
+
+def language_model_loss(*, carry: bool = False) -> LossFn:
+  """The loss function `(model, memory, batch, key) -> LossOutput` of a `LanguageModel`.
+
+  A batch is a dict of `inputs [B, T]` and `targets [B, T]` int32, and where there are any `reset`, `valid` `[B, T]` bool.
+  `total` is the cross-entropy in nats plus, for every token, each auxiliary loss: what the model emits under a name that
+  ends in "loss", summed over layers and segments. `metrics["nats"]` is the cross-entropy alone. With a key there is
+  dropout, batch norms use the batch, and their statistics come back; without one nothing of it.
+
+  Args:
+    carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise every row starts with
+      `init_state`, and `memory` is passed on untouched.
+  """
+
+  def loss_fn(model, memory, batch, key):
+    training = key is not None
+    if training and _has_batch_norm(model):
+      model = replace(model, use_batch=True)
+    ids, reset, valid = batch["inputs"], batch.get("reset"), batch.get("valid")
+    state = detach(memory) if carry else model.init_state(ids.shape[0])
+    context = Context(key=key) if training else None
+    with channel.collect() as frame:
+      logits, state = model(ids, state, reset=reset, valid=valid, context=context)
+    nats, count = next_token_loss(logits, batch["targets"], valid)
+    losses = [
+      jnp.sum(value) for name, value in frame.emitted.items() if _plain(name).endswith("loss")
+    ]
+    auxiliary = sum(losses, jnp.float32(0))
+    metrics = {"nats": nats / jnp.maximum(count, 1)}
+    if losses:
+      metrics["auxiliary_loss"] = auxiliary
+    stats = {name: value for name, value in frame.emitted.items() if _plain(name) == "batch_stats"}
+    return LossOutput(nats + count * auxiliary, count, state if carry else memory, metrics, stats)
+
+  return loss_fn
+
+
+def _plain(name: str) -> str:
+  """The name a memory emitted under: without the channel's scopes and count (`0+2x4/a.1` -> `a`)."""
+  return name.rpartition("/")[2].partition(".")[0]
+
+
+def _has_batch_norm(model) -> bool:
+  return any("use_batch" in vars(module) for module in submodules(model))

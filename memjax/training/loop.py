@@ -1,0 +1,240 @@
+"""The loop: steps, evaluations, checkpoints, and an end that loses nothing. It knows neither models nor files."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from memjax.training.checkpoint import Checkpoints
+from memjax.training.step import TrainState
+
+
+class TrainingDiverged(RuntimeError):
+  """Too many steps in a row were not finite."""
+
+
+class StopOnSignal:
+  """A context in which SIGTERM (or other signals) sets `requested` instead of ending the process.
+
+  Enter it early in a script and pass it to `fit`: then a signal before the first step is not lost either. Outside of the
+  main thread, where Python takes no signals, it does nothing.
+  """
+
+  def __init__(self, signals=(signal.SIGTERM,)):
+    self.signals, self.requested, self._before = tuple(signals), False, {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._before = {number: signal.signal(number, self._request) for number in self.signals}
+    return self
+
+  def _request(self, number, frame):
+    self.requested = True
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+  """How a call of `fit` ended.
+
+  Attributes:
+    state: the last state.   step: its step.
+    best, best_step: the best evaluation and where it was; None without evaluations.
+    seconds: training time of all runs together, without evaluations and saves.
+    stopped: a signal ended the run before its last step.
+  """
+
+  state: TrainState
+  step: int
+  best: float | None
+  best_step: int | None
+  seconds: float
+  stopped: bool
+
+
+def fit(
+  state: TrainState, step_fn: Callable, batches: Iterator, *, steps: int, evaluate: Callable | None = None, evaluate_every: int = 0,
+  best_metric: str = "loss", checkpoints: Checkpoints | None = None, save_every: int = 0, max_bad_steps: int = 20,
+  on_start: Callable | None = None, on_step: Callable | None = None, on_evaluation: Callable | None = None,
+  on_checkpoint: Callable | None = None, extra: Callable[[], dict] | None = None, place: Callable | None = None,
+  stop: StopOnSignal | None = None,
+) -> FitResult:  # fmt: skip
+  """Trains up to step `steps`, from the newest checkpoint if there is one.
+
+  A run that was killed and started again computes, bit for bit, what an uninterrupted one computes: the checkpoint holds
+  the whole state and the position in the data, and evaluation comes before saving.
+
+  Args:
+    state: as from `init_train_state`; its arrays are donated. With a checkpoint it only gives structure and placement.
+    step_fn: `(state, batch) -> (state, metrics)`; metrics hold `streak`, the bad steps in a row.
+    batches: endless iterator; with checkpoints it has `get_state()` and `set_state(position)`, JSON values.
+    steps: the last step.
+    evaluate: `state -> {name: float}`, every `evaluate_every` steps and after the last one.
+    best_metric: the entry of it whose lowest value is the best; a new best one is saved at once.
+    checkpoints: where to save, every `save_every` steps, after the last one and at a signal.
+    max_bad_steps: so many steps in a row that are not finite end the run.
+    on_start: `(step, extra)`, step 0 for a fresh run; `extra` is what `extra()` returned when the checkpoint was saved.
+    on_step: `(step, metrics)`, floats, while the device already computes the next step.
+    on_evaluation: `(step, metrics, is_best)`.   Both metrics get `seconds`, the training time so far.
+    on_checkpoint: `(step, seconds)`, how long the save held up the training.
+    extra: JSON values to save with each checkpoint.
+    place: `batch -> batch` on the device; `jax.device_put` when None.
+    stop: entered by the caller already; else SIGTERM is watched during the call.
+
+  Raises:
+    TrainingDiverged: see `max_bad_steps`.   CheckpointError: a save failed.
+    RuntimeError: the batches ended before the last step.   TypeError: the batches cannot tell their position.
+  """
+  if checkpoints is not None and not hasattr(batches, "get_state"):
+    raise TypeError(
+      f"{type(batches).__name__} has no get_state and set_state, so its position cannot be saved; "
+      "give such an iterator, or checkpoints=None"
+    )
+  if evaluate_every < 0 or save_every < 0 or max_bad_steps < 1:
+    raise ValueError(
+      f"{evaluate_every=} and {save_every=} must be >= 0 (0: only at the end), {max_bad_steps=} >= 1"
+    )
+  quiet = lambda *_: None  # noqa: E731
+  run = _Run(
+    state, batches, place or jax.device_put, steps, evaluate, evaluate_every, best_metric, checkpoints, save_every, max_bad_steps,
+    on_step or quiet, on_evaluation or quiet, on_checkpoint or quiet, extra or dict,
+  )  # fmt: skip
+  with StopOnSignal() if stop is None else contextlib.nullcontext(stop) as stop:
+    saved_extra = run.resume()
+    (on_start or quiet)(run.step, saved_extra)
+    run.train(step_fn, stop)
+  return FitResult(run.state, run.step, run.best, run.best_step, run.seconds, run.step < steps)
+
+
+@dataclasses.dataclass
+class _Run:
+  """The arguments of `fit`, and how far it is."""
+
+  state: TrainState
+  batches: Iterator
+  place: Callable
+  steps: int
+  evaluate: Callable | None
+  evaluate_every: int
+  best_metric: str
+  checkpoints: Checkpoints | None
+  save_every: int
+  max_bad_steps: int
+  on_step: Callable
+  on_evaluation: Callable
+  on_checkpoint: Callable
+  extra: Callable
+  step: int = 0
+  position: Any = (
+    None  # in the data, after the batch of `step`; the iterator itself is one batch ahead
+  )
+  saved: int = 0
+  best: float | None = None
+  best_step: int | None = None
+  seconds: float = 0.0
+  clock: float = 0.0
+
+  def resume(self) -> dict:
+    restored = self.checkpoints.restore(self.state) if self.checkpoints is not None else None
+    if restored is None:
+      return {}
+    self.state, self.step, self.saved = restored.tree, restored.step, restored.step
+    progress = restored.extra
+    self.best, self.best_step, self.seconds = (
+      progress["best"],
+      progress["best_step"],
+      progress["seconds"],
+    )
+    self.batches.set_state(progress["position"])
+    return progress["extra"]
+
+  def train(self, step_fn: Callable, stop: StopOnSignal):
+    pending, self.clock = None, time.perf_counter()
+    batch = self.fetch()
+    while batch is not None and not stop.requested:
+      arrays, self.position = batch
+      self.state, metrics = step_fn(self.state, arrays)
+      self.step += 1
+      batch = self.fetch()  # this and the report of the step before, while the device computes
+      self.report(pending)
+      pending = self.step, metrics
+      if self.due(self.evaluate_every) or self.due(self.save_every):
+        self.report(pending)
+        pending = None
+        self.pause()
+    self.report(pending)
+    self.finish(stop)
+
+  def fetch(self):
+    """The next batch, on its way to the device, and the position after it; None when there is no step or no batch left."""
+    if self.step >= self.steps:
+      return None
+    try:
+      batch = self.place(next(self.batches))
+    except StopIteration:
+      return None
+    return batch, self.batches.get_state() if self.checkpoints is not None else None
+
+  def due(self, every: int) -> bool:
+    return self.step >= self.steps or (every > 0 and self.step % every == 0)
+
+  def report(self, pending):
+    if pending is None:
+      return
+    step, metrics = pending
+    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    self.tick()
+    self.on_step(step, {**metrics, "seconds": self.seconds})
+    if metrics.get("streak", 0) >= self.max_bad_steps:
+      raise TrainingDiverged(
+        f"the last {int(metrics['streak'])} steps, up to step {step}, had a loss or gradient that is not finite; they changed "
+        f"nothing. A lower learning rate or a tighter clip may help (max_bad_steps={self.max_bad_steps})"
+      )
+    if self.checkpoints is not None:
+      self.checkpoints.check()
+
+  def tick(self):
+    now = time.perf_counter()
+    self.seconds, self.clock = self.seconds + now - self.clock, now
+
+  def pause(self):
+    """Evaluates and saves what is due, off the clock; evaluation first, so that a checkpoint knows of it."""
+    metric = is_best = None
+    if self.evaluate is not None and self.due(self.evaluate_every):
+      metrics = self.evaluate(self.state)
+      metric = float(metrics[self.best_metric])
+      is_best = math.isfinite(metric) and (self.best is None or metric < self.best)
+      if is_best:
+        self.best, self.best_step = metric, self.step
+      self.on_evaluation(self.step, {**metrics, "seconds": self.seconds}, is_best)
+    if is_best or self.due(self.save_every):
+      self.save(metric)
+    self.clock = time.perf_counter()
+
+  def save(self, metric: float | None):
+    if self.checkpoints is None:
+      return
+    progress = {
+      "position": self.position, "best": self.best, "best_step": self.best_step, "seconds": self.seconds, "extra": self.extra(),
+    }  # fmt: skip
+    seconds = self.checkpoints.save(self.step, self.state, progress, metric)
+    self.saved = self.step
+    self.on_checkpoint(self.step, seconds)
+
+  def finish(self, stop: StopOnSignal):
+    if self.step > self.saved:
+      self.save(None)
+    if self.checkpoints is not None:
+      self.checkpoints.wait()
+    if self.step < self.steps and not stop.requested:
+      raise RuntimeError(f"the batches ended after {self.step} of {self.steps} steps")

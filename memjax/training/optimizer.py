@@ -1,0 +1,103 @@
+"""AdamW with a group of its own for tables: its learning rate, its clip, its weight decay (specification: Memory Layers
+at Scale, arXiv 2412.09764; plain Adam at a constant rate for the values of product keys: arXiv 1907.05242)."""
+
+from collections.abc import Callable
+
+import optax
+
+from memjax.core.module import Table, split, variable_axes, variables
+
+Rate = float | optax.Schedule
+
+DECAYS = ("cosine", "linear", "constant")
+
+
+def warmup_decay(
+  peak: float, *, steps: int, warmup: int = 0, decay: str = "cosine", final: float = 0.0
+) -> optax.Schedule:
+  """A learning rate that rises linearly over `warmup` steps to `peak` and falls to `final * peak` at `steps`.
+
+  The first step already moves: it has `peak / warmup`, not zero.
+
+  Args:
+    peak: highest rate.   steps: length of the training.   warmup: steps of the rise.
+    decay: "cosine", "linear" or "constant" (no fall).   final: fraction of the peak at the end.
+
+  Raises:
+    ValueError: a value is out of range.
+  """
+  if decay not in DECAYS:
+    raise ValueError(f"decay={decay!r} is not one of {', '.join(map(repr, DECAYS))}")
+  if not 0 <= warmup < steps:
+    raise ValueError(f"warmup={warmup} must lie in 0 to steps - 1 = {steps - 1}")
+  if not 0 <= final <= 1:
+    raise ValueError(f"final={final} must lie in [0, 1]; it is a fraction of the peak")
+  fall = {
+    "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup, alpha=final),
+    "linear": lambda: optax.linear_schedule(peak, final * peak, steps - warmup),
+    "constant": lambda: optax.constant_schedule(peak),
+  }[decay]()
+  if warmup == 0:
+    return fall
+  rise = optax.linear_schedule(
+    peak / warmup, peak * (1 + 1 / warmup), warmup
+  )  # peak * (count + 1) / warmup
+  return optax.join_schedules([rise, fall], [warmup])
+
+
+def table_names(model) -> frozenset[str]:
+  """Names of a model's `Table`s among its variables."""
+  return frozenset(
+    name for name, variable in variables(model).items() if isinstance(variable, Table)
+  )
+
+
+def decayed_names(model) -> frozenset[str]:
+  """Names of the parameters that weight decay shrinks: those of rank two or more that are no bias and no norm's scale.
+
+  Tables are among them; `make_optimizer(decay_tables=False)` leaves them alone all the same.
+  """
+  rank = {
+    name: len([a for a in axes if a != "layers"]) for name, axes in variable_axes(model).items()
+  }
+  return frozenset(
+    name for name in rank if rank[name] > 1 and name.split("/")[-1] not in ("bias", "scale")
+  )
+
+
+def make_optimizer(
+  model, *, learning_rate: Rate, table_learning_rate: Rate | None = None, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8,
+  weight_decay: float = 0.1, decay_tables: bool = False, clip: float | None = 1.0, table_clip: float | None = None,
+  freeze: Callable[[str], bool] | None = None,
+) -> optax.GradientTransformation:  # fmt: skip
+  """AdamW over the dict of arrays that `split(model, freeze)` returns; tables and the others never meet.
+
+  Args:
+    model: its variables say which parameters are tables and which decay.
+    learning_rate, table_learning_rate: numbers or schedules; None: tables as the others.
+    b1, b2, eps: of Adam.
+    weight_decay: decoupled, times the learning rate; not on biases and norms.   decay_tables: on tables too.
+    clip, table_clip: greatest global norm of the gradients of the others, and of the tables; None: no clip. Two norms: with
+      one, a huge table starves the rest.
+    freeze: as given to `split`.
+  """
+  tables, decayed = table_names(model), decayed_names(model)
+  names = split(model, freeze)[0]
+  if not decay_tables:
+    decayed -= tables
+  rates = {
+    "table": learning_rate if table_learning_rate is None else table_learning_rate,
+    "other": learning_rate,
+  }
+  clips = {"table": table_clip, "other": clip}
+
+  def group(label):
+    return optax.chain(
+      optax.identity() if clips[label] is None else optax.clip_by_global_norm(clips[label]),
+      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+      optax.add_decayed_weights(weight_decay, mask={name: name in decayed for name in names}),
+      optax.scale_by_learning_rate(rates[label]),
+    )
+
+  labels = {name: "table" if name in tables else "other" for name in names}
+  return optax.partition({label: group(label) for label in ("other", "table")}, labels)

@@ -1,0 +1,194 @@
+"""One training step as a pure function: gradients, update, batch statistics; a step with bad numbers changes nothing."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from memjax.core import Stateless, checks
+from memjax.core.module import Rest, join, split
+from memjax.core.state import map_rows
+from memjax.parametric.batch_norm import apply_batch_stats
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a training run carries from step to step.
+
+  Attributes:
+    step: int32, steps taken, those that were skipped included.
+    params: the trained arrays by name.   rest: the model's other arrays and its structure (`core.module.split`).
+    opt_state: the optimiser's.
+    memory: the memory state carried over batches; `Stateless()` when every batch starts anew.
+    key: the run's random key; a step uses `fold_in(key, step)`.
+    skipped: int32, steps that were not finite.   streak: int32, how many of the last ones in a row.
+  """
+
+  step: jax.Array
+  params: dict[str, jax.Array]
+  rest: Rest
+  opt_state: Any
+  memory: Any
+  key: jax.Array
+  skipped: jax.Array
+  streak: jax.Array
+
+  @property
+  def model(self):
+    """The model with the present parameters."""
+    return join(self.params, self.rest)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossOutput:
+  """What a loss function returns.
+
+  Attributes:
+    total: float32, to be minimised, summed over the tokens that count.   count: float32, their number.
+    memory: the memory state after the batch.
+    metrics: scalars, each a mean over the tokens.
+    batch_stats: what the batch norms emitted (`channel.collect`), for `parametric.apply_batch_stats`.
+  """
+
+  total: jax.Array
+  count: jax.Array
+  memory: Any = dataclasses.field(default_factory=Stateless)
+  metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  batch_stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+LossFn = Callable[
+  [Any, Any, Any, jax.Array | None], LossOutput
+]  # (model, memory, batch, key); key None: evaluation
+
+
+def init_train_state(
+  model, optimizer: optax.GradientTransformation, *, key: jax.Array, memory: Any = None, freeze: Callable[[str], bool] | None = None
+) -> TrainState:  # fmt: skip
+  """The state before the first step. Arrays are copied: the step donates its state, and the model stays usable.
+
+  Args:
+    model: any module.   optimizer: as from `make_optimizer`.   key: a typed JAX key.
+    memory: a first memory state (`model.init_state(B)`) if the loss carries one from batch to batch.
+    freeze: `name -> bool` of parameters kept out of training, the same as given to `make_optimizer`.
+  """
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    raise TypeError(
+      f"key has dtype {key.dtype}; it must be a typed key, as from jax.random.key(seed)"
+    )
+  params, rest = split(model, freeze)
+  memory = Stateless() if memory is None else memory
+  params, rest, memory = jax.tree.map(jnp.copy, (params, rest, memory))
+  key = jax.random.wrap_key_data(jnp.copy(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+  zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
+  return TrainState(zero(), params, rest, optimizer.init(params), memory, key, zero(), zero())
+
+
+def make_train_step(
+  loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1, momentum: float = 0.1
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:  # fmt: skip
+  """The jitted `(state, batch) -> (state, metrics)`; the given state is donated.
+
+  A step whose loss or gradient norm is not finite, or whose memory state or statistics hold NaN, leaves parameters,
+  optimiser, memory state and batch statistics as they were, bit for bit; `step` and the counts go on.
+
+  Args:
+    loss_fn: `(model, memory, batch, key) -> LossOutput`.
+    optimizer: over `state.params`.
+    accumulate: the batch is cut into so many parts by rows, and their gradients are summed: those of the whole batch,
+      in less memory. It must divide the rows of the batch and of the memory state.
+    momentum: share of the new batch in the running batch statistics.
+
+  Metrics (device scalars): `loss` (total / count), `count`, `grad_norm`, `finite`, `skipped`, `streak`, and the loss function's own.
+  """
+  checks.positive(accumulate=accumulate)
+
+  def train_step(state: TrainState, batch):
+    key = jax.random.fold_in(state.key, state.step)
+    grads, out = _accumulate(loss_fn, state, batch, key, accumulate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new = (
+      optax.apply_updates(state.params, updates),
+      apply_batch_stats(state.rest, out.batch_stats, momentum=momentum),
+      opt_state,
+      out.memory,
+    )
+    norm, loss = optax.tree.norm(grads), out.total / jnp.maximum(out.count, 1)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & ~_any_nan((out.memory, out.batch_stats))
+    old = (state.params, state.rest, state.opt_state, state.memory)
+    params, rest, opt_state, memory = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    skipped = state.skipped + jnp.where(finite, 0, 1)
+    streak = jnp.where(finite, 0, state.streak + 1)
+    metrics = {
+      **out.metrics, "loss": loss, "count": out.count, "grad_norm": norm, "finite": finite, "skipped": skipped, "streak": streak,
+    }  # fmt: skip
+    return TrainState(
+      state.step + 1, params, rest, opt_state, memory, state.key, skipped, streak
+    ), metrics
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def _any_nan(tree) -> jax.Array:
+  arrays = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+  return jnp.any(jnp.stack([jnp.any(jnp.isnan(a)) for a in arrays])) if arrays else jnp.bool_(False)
+
+
+def _accumulate(loss_fn: LossFn, state: TrainState, batch, key, parts: int):
+  """Gradients of the mean loss, and the `LossOutput` of the whole batch."""
+
+  def objective(params, memory, batch, key):
+    out = loss_fn(join(params, state.rest), memory, batch, key)
+    return out.total, out
+
+  gradient = jax.grad(objective, has_aux=True)
+  if parts == 1:
+    grads, out = gradient(state.params, state.memory, batch, key)
+    return _divide(grads, out.count), out
+
+  def body(total, inputs):
+    memory, batch, part = inputs
+    grads, out = gradient(state.params, memory, batch, jax.random.fold_in(key, part))
+    return jax.tree.map(jnp.add, total, grads), out
+
+  cut = lambda a: _cut_rows(a, 0, parts)  # noqa: E731
+  memories = map_rows(lambda axis, a: _cut_rows(a, axis, parts), state.memory)
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  grads, outs = jax.lax.scan(body, zeros, (memories, jax.tree.map(cut, batch), jnp.arange(parts)))
+  memory = map_rows(lambda axis, _, a: _join_rows(a, axis), state.memory, outs.memory)
+  weights = outs.count / jnp.maximum(jnp.sum(outs.count), 1)
+  mean = lambda a: jnp.tensordot(weights, a, 1)  # noqa: E731
+  out = LossOutput(
+    jnp.sum(outs.total),
+    jnp.sum(outs.count),
+    memory,
+    jax.tree.map(mean, outs.metrics),
+    outs.batch_stats,
+  )
+  return _divide(grads, out.count), out
+
+
+def _divide(grads, count):
+  return jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
+
+
+def _cut_rows(a: jax.Array, axis: int, parts: int) -> jax.Array:
+  """Rows on `axis` dealt out to `parts` on a new axis 0; part p gets rows p, p + parts, ..., so sharded rows stay in place."""
+  rows = a.shape[axis]
+  if rows % parts:
+    raise ValueError(
+      f"accumulate={parts} does not divide the batch of {rows} rows (array {list(a.shape)})"
+    )
+  return jnp.moveaxis(
+    a.reshape(*a.shape[:axis], rows // parts, parts, *a.shape[axis + 1 :]), axis + 1, 0
+  )
+
+
+def _join_rows(a: jax.Array, axis: int) -> jax.Array:
+  a = jnp.moveaxis(a, 0, axis + 1)
+  return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
