@@ -3,7 +3,6 @@
 Shapes: B rows of a batch over all processes (b in this one), T tokens of a row, N documents.
 """
 
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -77,23 +76,13 @@ class Cut(Sequence[Batch]):
   ):
     _check(sequence_length, batch_size, seed, align, shard_index, shard_count, max_tokens)
     self._data, self._length, self._batch = data, sequence_length, batch_size
-    self._seed, self._stream = seed, stream
+    self._seed, self._stream, self._align = seed, stream, align or 1
     self._lanes = np.arange(batch_size).reshape(shard_count, -1)[shard_index]
-    in_order = np.arange(len(data.starts) - 1)
-    self._layout = Layout(data.starts, in_order, align or 1, max_tokens)
-    self._shuffled_layout = functools.lru_cache(
-      2
-    )(  # a pass ends while its last batches are still waited for
-      lambda turn: Layout(
-        data.starts, np.random.default_rng([seed, turn]).permutation(in_order), align or 1
-      )
-    )
-    rows = -(-self._layout.size // sequence_length)
-    self._len = -(-rows // batch_size)
-    if seed is not None and not stream:
-      import grain  # a second, which evaluation need not pay
-
-      self._rows = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+    self._order = np.arange(len(data.starts) - 1)
+    self._layout = Layout(data.starts, self._order, self._align, max_tokens)
+    self._rows = -(-self._layout.size // sequence_length)
+    self._len = -(-self._rows // batch_size)
+    self._known: tuple[int, Any] = (-1, None)  # the last epoch asked for, and its order
 
   def __len__(self) -> int:
     return self._len
@@ -115,20 +104,32 @@ class Cut(Sequence[Batch]):
 
   def _packed_rows(self, k: int) -> tuple[Layout, np.ndarray]:
     rows = k * self._batch + self._lanes
-    if self._seed is not None:
-      rows = np.array([self._rows[int(row)] for row in rows])
+    if self._seed is not None:  # the last batch of an epoch ends with rows of the next
+      epochs, rows = np.divmod(rows, self._rows)
+      for epoch in np.unique(epochs):
+        rows[epochs == epoch] = self._shuffle(int(epoch))[rows[epochs == epoch]]
     return self._layout, rows * self._length
 
   def _stream_rows(self, k: int) -> tuple[Layout, np.ndarray]:
-    turn, step = divmod(k, len(self))
-    layout = self._layout if self._seed is None else self._shuffled_layout(turn)
+    epoch, step = divmod(k, len(self))
+    layout = self._layout if self._seed is None else self._shuffle(epoch)
     return layout, (self._lanes * len(self) + step) * self._length
+
+  def _shuffle(self, epoch: int) -> Any:
+    """The documents laid out for an epoch (`stream`), or its permutation of the rows."""
+    known, order = self._known
+    if known != epoch:
+      order = np.random.default_rng([self._seed or 0, epoch])
+      order = order.permutation(len(self._order) if self._stream else self._rows)
+      if self._stream:
+        order = Layout(self._data.starts, order, self._align)
+      self._known = (epoch, order)
+    return order
 
 
 def _check(sequence_length, batch_size, seed, align, shard_index, shard_count, max_tokens) -> None:
-  for name, value in dict(
-    sequence_length=sequence_length, batch_size=batch_size, shard_count=shard_count
-  ).items():
+  sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "shard_count": shard_count}
+  for name, value in sizes.items():
     if value < 1:
       raise ValueError(f"{name}={value} must be at least 1")
   if max_tokens is not None and max_tokens < 1:

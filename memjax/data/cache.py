@@ -81,11 +81,12 @@ def prepare(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> path
     if not folder.exists():
       try:
         _build(folder, build)
-      except OSError as error:
-        if error.errno not in FULL:
+      except (OSError, RuntimeError) as error:  # array_record raises the second
+        full = [number for number in FULL if os.strerror(number) in str(error)]
+        if not full:
           raise
-        what = f"no room for the prepared text in {folder.parent} ({error.strerror})"
-        raise OSError(error.errno, f"{what}: free some, or {ELSEWHERE}") from error
+        what = f"no room for the prepared text in {folder.parent} ({os.strerror(full[0])})"
+        raise OSError(full[0], f"{what}: free some, or {ELSEWHERE}") from error
   return folder
 
 

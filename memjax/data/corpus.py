@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from memjax.data import cache, sources, tfds_sets
 from memjax.data.batches import Batch, Cut, TrainBatches
@@ -56,7 +57,7 @@ class Corpus:
       ValueError: sizes below 1, `align` that does not divide `sequence_length`, or
         `shard_count` that does not divide `batch_size`.
     """
-    settings = dict(
+    settings: dict[str, Any] = dict(
       sequence_length=sequence_length, batch_size=batch_size, seed=seed, stream=stream, align=align
     )
     cut = Cut(self.splits["train"], shard_index=shard_index, shard_count=shard_count, **settings)

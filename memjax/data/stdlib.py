@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from memjax.data.sources import split_files
 from memjax.data.tfds_sets import stdlib_files
@@ -56,7 +57,7 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
 def _quiet() -> Iterator[None]:
   """No progress bars, no lines on standard output, no log below a warning: it takes a second."""
   absl = logging.getLogger("absl")
-  level, bars = absl.level, getattr(tfds.core.utils.tqdm_utils, "_active", True)
+  level, bars = absl.level, getattr(tqdm_utils, "_active", True)
   try:
     absl.setLevel(logging.WARNING)
     tfds.disable_progress_bar()
@@ -78,4 +79,5 @@ def prepare(folder: pathlib.Path) -> None:
 def read(folder: pathlib.Path) -> dict[str, Any]:
   """The data sources of both splits, by name: sequences of examples."""
   version = folder / PythonStdlib.name / str(PythonStdlib.VERSION)
-  return dict(tfds.builder_from_directory(version).as_data_source())
+  sources: Any = tfds.builder_from_directory(version).as_data_source()
+  return dict(sources)

@@ -83,9 +83,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
   import tensorflow_datasets
 
   try:
-    builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
-  except tensorflow_datasets.core.registered.DatasetNotFoundError:
-    near = difflib.get_close_matches(name, tensorflow_datasets.list_builders(), n=3)
+    builder: Any = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+  except tensorflow_datasets.core.DatasetNotFoundError:
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)  # else it needs TF
+    near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "see tfds.list_builders()"
     what = f"name={name!r} is no set that TFDS knows, nor one prepared in its folder"
     raise ValueError(f"{what}: {hint}") from None

@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -61,7 +62,7 @@ class JSONTokenizer(Tokenizer):
     ValueError: `path` is missing or is not such a file.
   """
 
-  def __init__(self, path: str | pathlib.Path):
+  def __init__(self, path: str | os.PathLike[str]):
     import tokenizers  # heavy, and many runs need it not
 
     try:
@@ -95,6 +96,6 @@ def _pieces(text: str) -> Iterator[str]:
     start = end
 
 
-def load_tokenizer(path: str | pathlib.Path | None) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
   """The tokenizer saved at `path`, or bytes for None (or "", as an unset configuration field)."""
   return JSONTokenizer(path) if path else ByteTokenizer()
