@@ -50,10 +50,9 @@ class LSTM(nnx.Module):
       make = {"init": _glorot(below + back, 4 * hidden), "param_dtype": param_dtype, "rngs": rngs}
       self.inner.append(Linear(below, 4 * hidden, bias=True, bias_init=_forget_bias, **make))
       self.recurrent.append(Linear(back, 4 * hidden, axes=("memory", "mlp"), **make))
-    self.start = None
-    if learned_start:
-      init, names = nnx.initializers.normal(0.05), ("memory", "memory", "memory")
-      self.start = param(rngs, init, (layers, 2, hidden), axes=names, dtype=param_dtype)
+    init, shape, names = nnx.initializers.normal(0.05), (layers, 2, hidden), ("memory",) * 3
+    start = param(rngs, init, shape, axes=names, dtype=param_dtype) if learned_start else None
+    self.start = start
 
   def init_state(self, batch: int) -> tuple[LSTMState, ...]:
     shape = (len(self.inner), 2, self.hidden)

@@ -109,12 +109,11 @@ class NeuralTuringMachine(Memory):
     self.first_weights = param(rngs, normal, shape, axes=axes, dtype=dtype)
     shape, axes = (self.read_heads, self.width), ("memory", "memory")
     self.first_reads = param(rngs, normal, shape, axes=axes, dtype=dtype)
-    self.first_memory = None
-    if self.start != "constant":
-      trained, kind = self.start == "trained", Fixed if self.start == "random" else Param
-      init = nnx.initializers.constant(1e-6) if trained else nnx.initializers.normal(0.5)
-      shape, axes = (self.slots, self.width), ("slots", "memory")
-      self.first_memory = param(rngs, init, shape, axes=axes, dtype=dtype, kind=kind)
+    trained, kind = self.start == "trained", Fixed if self.start == "random" else Param
+    init = nnx.initializers.constant(1e-6) if trained else nnx.initializers.normal(0.5)
+    shape, axes = (self.slots, self.width), ("slots", "memory")
+    first = param(rngs, init, shape, axes=axes, dtype=dtype, kind=kind)
+    self.first_memory = None if self.start == "constant" else first
 
   def _fields(self) -> tuple[tuple[int, int], ...]:
     """Heads and numbers a head of k, beta, g, s, gamma (reads before writes), e and a."""

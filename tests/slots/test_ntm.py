@@ -1,7 +1,5 @@
 """The Neural Turing Machine against a plain restatement, and what its heads must be able to do."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memjax.core import axes, split, variable_axes
+from memjax.core import axes, split
+from memjax.core.module import variable_axes
 from memjax.slots import NeuralTuringMachine
 
 SMALL = {"out": 3, "slots": 6, "width": 4, "hidden": 5}
@@ -17,6 +16,11 @@ SMALL = {"out": 3, "slots": 6, "width": 4, "hidden": 5}
 
 def make(**options):
   return NeuralTuringMachine(3, **(SMALL | options), rngs=nnx.Rngs(0))
+
+
+@jax.jit
+def run(ntm, x, state):
+  return ntm(x, state)
 
 
 def inputs(batch=2, length=5):
@@ -107,7 +111,7 @@ def plain_ntm(ntm, x, row):
 def test_equals_the_plain_restatement(options):
   ntm, x = make(**options), inputs()
   first = ntm.init_state(2)
-  y, last = jax.jit(ntm)(x, first)
+  y, last = run(ntm, x, first)
   for b in range(2):
     row = jax.tree.map(lambda a, b=b: a[b], first)
     expected, memory, weights = plain_ntm(ntm, x[b], row)
@@ -140,7 +144,7 @@ def test_content_alone_finds_the_nearest_slot():
   ntm = steer(make(start="learned"), k=[1, -1, 2, 0], beta=20, g=20, s=[-20, 20, -20], gamma=20)
   memory = np.asarray(ntm.init_state(1).memory[0])
   cosines = memory @ np.tanh([1, -1, 2, 0]) / np.linalg.norm(memory, axis=1)
-  _, state = ntm(inputs(1, 1), ntm.init_state(1))
+  _, state = run(ntm, inputs(1, 1), ntm.init_state(1))
   np.testing.assert_allclose(state.read_weights[0, 0], np.eye(6)[cosines.argmax()], atol=1e-3)
 
 
@@ -148,21 +152,21 @@ def test_a_head_steps_by_one_and_wraps_around():
   ntm = one_hot_start(steer(make(), g=-20, s=[-20, -20, 20], gamma=-20), 3)
   state = ntm.init_state(1)
   for slot in (4, 5, 0, 1):
-    _, state = ntm(inputs(1, 1), state)
+    _, state = run(ntm, inputs(1, 1), state)
     np.testing.assert_allclose(state.read_weights[0, 0], np.eye(6)[slot], atol=1e-5)
 
 
 def test_a_step_with_gate_closed_is_an_exact_roll():
   ntm = steer(make(), g=-20, s=[20, -20, -20], gamma=-20)
   before = ntm.init_state(2)
-  _, after = ntm(inputs(2, 1), before)
+  _, after = run(ntm, inputs(2, 1), before)
   np.testing.assert_allclose(after.write_weights, np.roll(before.write_weights, -1, -1), atol=1e-5)
 
 
 def test_full_erase_writes_the_added_vector_exactly():
   ntm = one_hot_start(steer(make(start="learned"), **STILL, e=20, a=[1, -1, 0.5, 0]), 2)
   before = ntm.init_state(1)
-  _, after = ntm(inputs(1, 1), before)
+  _, after = run(ntm, inputs(1, 1), before)
   expected = before.memory.at[0, 2].set(jnp.tanh(jnp.asarray([1, -1, 0.5, 0])))
   np.testing.assert_allclose(after.memory, expected, atol=1e-6)
 
@@ -170,15 +174,15 @@ def test_full_erase_writes_the_added_vector_exactly():
 def test_no_erase_and_no_add_leaves_the_memory():
   ntm = steer(make(start="learned"), e=-20, a=0)
   before = ntm.init_state(2)
-  _, after = ntm(inputs(), before)
+  _, after = run(ntm, inputs(), before)
   np.testing.assert_allclose(after.memory, before.memory, atol=1e-6)
 
 
 def test_weights_are_distributions_at_every_step():
   ntm = make(read_heads=2)
-  step, state, x = jax.jit(ntm), ntm.init_state(2), 5 * inputs(2, 20)
+  state, x = ntm.init_state(2), 5 * inputs(2, 20)
   for t in range(20):
-    _, state = step(x[:, t : t + 1], state)
+    _, state = run(ntm, x[:, t : t + 1], state)
     weights = jnp.concatenate([state.read_weights, state.write_weights], axis=1)
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
@@ -187,7 +191,7 @@ def test_weights_are_distributions_at_every_step():
 def test_equal_slots_stay_equal_without_a_position_to_tell_them_apart():
   ntm = make(shift=0)
   ntm.first_weights[...] = jnp.zeros_like(ntm.first_weights[...])
-  _, state = ntm(inputs(2, 20), ntm.init_state(2))
+  _, state = run(ntm, inputs(2, 20), ntm.init_state(2))
   np.testing.assert_array_equal(state.memory, jnp.tile(state.memory[:, :1], (1, 6, 1)))
   assert jnp.abs(state.memory).max() > 0.01
 
@@ -205,9 +209,10 @@ def test_the_first_state_follows_its_options():
 def test_gradients_reach_everything_that_starts_a_row():
   ntm = make(start="trained", learned_start=True)
 
+  @jax.jit
   @jax.grad
   def loss(ntm):
-    y, _ = ntm(inputs(), ntm.init_state(2))
+    y, _ = run(ntm, inputs(), ntm.init_state(2))
     return jnp.sum(jnp.square(y))
 
   grads = loss(ntm)
@@ -218,8 +223,8 @@ def test_gradients_reach_everything_that_starts_a_row():
 
 def test_half_precision_in_and_out_with_a_float32_state():
   ntm = make()
-  y, state = ntm(inputs().astype(jnp.bfloat16), ntm.init_state(2))
-  exact, _ = ntm(inputs(), ntm.init_state(2))
+  y, state = run(ntm, inputs().astype(jnp.bfloat16), ntm.init_state(2))
+  exact, _ = run(ntm, inputs(), ntm.init_state(2))
   assert y.dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
   np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
@@ -257,34 +262,3 @@ def test_bad_calls_are_named():
     ntm(inputs(), ntm.init_state(3))
   with pytest.raises(TypeError, match="floating"):
     ntm(jnp.zeros((2, 5, 3), jnp.int32), ntm.init_state(2))
-
-
-def copy_batch(key, batch, longest, length, bits=8):
-  """The copy task at `length <= longest`: x `[B, 2 longest + 1, bits + 1]`, target, mask of the answer."""
-  word = jax.random.bernoulli(key, 0.5, (batch, longest, bits)).astype(jnp.float32)
-  step = jnp.arange(2 * longest + 1)
-  source = jnp.where(step < length, step, 0)
-  answer = jnp.clip(step - length - 1, 0, longest - 1)
-  shown = word[:, jnp.minimum(source, longest - 1)] * (step < length)[None, :, None]
-  x = jnp.concatenate([shown, jnp.tile((step == length)[None, :, None], (batch, 1, 1))], axis=-1)
-  mask = (step > length) & (step <= 2 * length)
-  return x, word[:, answer], mask
-
-
-@functools.partial(jax.jit, static_argnames=("longest", "wipe"))
-def copy_errors(ntm, key, length, longest, wipe=False):
-  """Wrong bits a sequence; `wipe` empties the memory before every step."""
-  x, target, mask = copy_batch(key, 50, longest, length)
-  if not wipe:
-    y, _ = ntm(x, ntm.init_state(50))
-  else:
-    first = ntm.init_state(50)
-
-    def step(state, x_t):
-      y, state = ntm(x_t[:, None], state)
-      return dataclass_replace(state, memory=first.memory), y[:, 0]
-
-    _, y = jax.lax.scan(step, first, jnp.moveaxis(x, 1, 0))
-    y = jnp.moveaxis(y, 0, 1)
-  wrong = ((y > 0) != (target > 0.5)) & mask[None, :, None]
-  return wrong.sum() / 50

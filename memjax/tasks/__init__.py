@@ -1,0 +1,1 @@
+"""Generated and read tasks with exact metrics."""
