@@ -57,9 +57,8 @@ def tfds(name: str, data_dir: str | None, errors: str, folder: pathlib.Path) -> 
     ValueError: no such set, no feature `text`, no training split, or files of another format.
     ImportError: the set's own preparation needs TensorFlow.   OSError: it cannot be downloaded.
   """
-  builder = _builder(name, data_dir and os.path.expanduser(data_dir))
-  with cache.locked(folder / f".tfds-{cache.key(builder.data_dir)}.lock"):
-    _prepare(name, builder)
+  with cache.locked(folder / f".tfds-{cache.key(name, data_dir)}.lock"):
+    builder = _prepared(name, data_dir and os.path.expanduser(data_dir))
   sizes = [
     (split.name, split.num_examples, split.num_bytes) for split in builder.info.splits.values()
   ]
@@ -79,22 +78,35 @@ def tfds(name: str, data_dir: str | None, errors: str, folder: pathlib.Path) -> 
   return Source(("tfds", str(builder.data_dir), errors, sizes), documents)
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
+def _prepared(name: str, data_dir: str | None) -> Any:
+  builder = _builder(name, data_dir)
+  features = list(builder.info.features or ())
+  if "text" not in features:
+    what = f"name={name!r} has no feature 'text' (it has {', '.join(features)})"
+    raise ValueError(f"{what}: choose a set that has one")
+  if not builder.is_prepared():
+    builder = _builder(name, data_dir, file_format="array_record")
+    _prepare(name, builder)
+  kind = builder.info.file_format.value
+  if kind != "array_record":
+    raise ValueError(
+      f"{builder.data_dir} holds {kind} files, and only array_record is read without TensorFlow: "
+      "give another folder with path=, or convert the set with `tfds convert_format`"
+    )
+  return builder
+
+
+def _builder(name: str, data_dir: str | None, **options: Any) -> Any:
   import tensorflow_datasets
 
   try:
-    builder: Any = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+    return tensorflow_datasets.builder(name, data_dir=data_dir, **options)
   except tensorflow_datasets.core.DatasetNotFoundError:
     known = tensorflow_datasets.list_builders(with_community_datasets=False)  # else it needs TF
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "see tfds.list_builders()"
     what = f"name={name!r} is no set that TFDS knows, nor one prepared in its folder"
     raise ValueError(f"{what}: {hint}") from None
-  features = list(builder.info.features or ())
-  if "text" not in features:
-    what = f"name={name!r} has no feature 'text' (it has {', '.join(features)})"
-    raise ValueError(f"{what}: choose a set that has one")
-  return builder
 
 
 def _prepare(name: str, builder: Any) -> None:
@@ -107,12 +119,6 @@ def _prepare(name: str, builder: Any) -> None:
   except OSError as error:
     what = f"{name!r} could not be downloaded and prepared ({error})"
     raise OSError(f"{what}. Where there are a network and room {elsewhere}") from error
-  kind = builder.info.file_format.value
-  if kind != "array_record":
-    raise ValueError(
-      f"{builder.data_dir} holds {kind} files, and only array_record is read without TensorFlow: "
-      "give another folder with path=, or convert the set with `tfds convert_format`"
-    )
 
 
 def _split_names(name: str, splits: list[str]) -> tuple[str, str | None]:

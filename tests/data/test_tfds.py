@@ -1,6 +1,7 @@
 """The standard library and TFDS sets, without TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,19 @@ def test_a_set_with_one_split(load):
   train, validation = texts(corpus, "train"), texts(corpus, "validation")
   assert sorted(train + validation) == sorted(TEXTS["train"])
   assert 1 <= len(validation) <= 10
+
+
+def test_a_set_of_which_only_the_files_are_here(load, tmp_path):
+  corpus = load("memjax_verses/both")
+  folder = tmp_path / "tfds" / "foreign_verses" / "1.0.0"
+  shutil.copytree(tmp_path / "tfds" / "memjax_verses" / "both" / "1.0.0", folder)
+  for file in folder.iterdir():
+    if file.suffix == ".json":
+      file.write_text(file.read_text().replace("memjax_verses", "foreign_verses"))
+    file.rename(folder / file.name.replace("memjax_verses", "foreign_verses"))
+  info = folder / "dataset_info.json"
+  info.write_text(json.dumps({**json.loads(info.read_text()), "configName": ""}))
+  assert load("foreign_verses").fingerprint == corpus.fingerprint
 
 
 def test_sets_that_cannot_be_used(load, tmp_path):
