@@ -1,4 +1,4 @@
-"""Batch normalisation of queries: running statistics in the call, those of the batch while training."""
+"""Batch normalisation of queries: running statistics in a call, those of the batch in training."""
 
 import dataclasses
 import itertools
@@ -18,9 +18,9 @@ EMITTED = "batch_stats"
 class BatchNorm(nnx.Module):
   """Batch norm over the features of `[B, T, F]`, in float32 (Ioffe and Szegedy, arXiv 1502.03167).
 
-  A call normalises by the running statistics, so rows and tokens stay independent. With the static `use_batch=True`
-  (`core.replace(model, use_batch=True)`, for training) it normalises by the statistics of the call's valid tokens and
-  emits them as "batch_stats"; the training step then writes them with `apply_batch_stats`.
+  A call normalises by the running statistics, so rows and tokens stay independent. In training,
+  `core.replace(model, use_batch=True)` normalises by the statistics of the call's valid tokens and
+  emits them as "batch_stats"; the training step writes them with `apply_batch_stats`.
   """
 
   def __init__(self, dim: int, *, eps: float = 1e-5, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -34,7 +34,9 @@ class BatchNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    mean, variance = self._batch(x32, valid) if self.use_batch else (self.mean[...], self.variance[...])
+    mean, variance = (
+      self._batch(x32, valid) if self.use_batch else (self.mean[...], self.variance[...])
+    )
     scale = jax.lax.rsqrt(variance + self.eps) * self.scale[...].astype(jnp.float32)
     shift = self.bias[...].astype(jnp.float32)
     wide = lambda a: a.reshape(1, 1, -1)  # noqa: E731
@@ -56,15 +58,15 @@ class BatchNorm(nnx.Module):
 
 
 def apply_batch_stats(rest: Rest, emitted: Mapping[str, Any], *, momentum: float = 0.1) -> Rest:
-  """Moves the running statistics of every `BatchNorm` of a model towards those that a training call emitted.
+  """Moves the running statistics of every `BatchNorm` towards those that a training call emitted.
 
-  new = (1 - momentum) * old + momentum * batch. Several emissions of one layer (segments of a time scan, microbatches)
-  are averaged by their number of valid tokens; a layer that saw none keeps its statistics.
+  new = (1 - momentum) * old + momentum * batch. Several emissions of one layer (segments of a time
+  scan) are averaged by their number of valid tokens; a layer that saw none keeps its statistics.
 
   Args:
     rest: as returned by `core.split(model)`.
-    emitted: `Frame.emitted` of `channel.collect()` around a call of `core.replace(model, use_batch=True)`; other entries
-      are ignored. Further leading axes (microbatches) are averaged over.
+    emitted: `Frame.emitted` of `channel.collect()` around a call with `use_batch=True`;
+      other entries are ignored, further leading axes (microbatches) averaged over.
     momentum: weight of the new statistics; 0.1 in the official code.
 
   Raises:
@@ -99,5 +101,8 @@ def _home(arrays, scope: tuple[str, ...]) -> str:
       homes.append(prefix)
   if len(homes) != 1:
     where = "/".join(scope) or "the model itself"
-    raise ValueError(f"batch statistics were emitted by {where}, which has {len(homes)} BatchNorms ({homes}); it must have one")
+    raise ValueError(
+      f"layer {where} emitted batch statistics and has {len(homes)} BatchNorms {homes}; "
+      "a layer must have exactly one"
+    )
   return homes[0]

@@ -6,52 +6,75 @@ from flax import nnx
 
 from memjax.core import Memory, Stateless, checks, clean
 from memjax.core.layers import Linear, dropout
-from memjax.parametric.product_keys import ProductKeys, own_values, read, uniform
+from memjax.parametric.product_keys import ProductKeys, Values, uniform
 
 
 class ProductKeyMemory(Memory):
-  """A table of N = keys * keys values read by exact search over factored keys, in place of a feed-forward layer.
+  """A table of N = keys * keys values read by exact search over factored keys.
 
-  q = norm(x Wq + bq);   per head: the k best slots by <q_1, K_1[i]> + <q_2, K_2[j]>,   w = softmax of their scores
+  q = norm(x Wq + bq)                            split per head, and each head's into q_1, q_2
+  per head: the k slots (i, j) of the largest scores <q_1, K_1[i]> + <q_2, K_2[j]>
+  w = softmax over those k scores                no scaling
   y = sum over heads and slots of w V[slot]
 
-  Written by gradient only: no state at run time. Heads have their own keys and share the values.
+  In place of a feed-forward layer. Written by gradient only: nothing is stored at run time. Heads
+  have their own keys and share the values.
 
   Args:
     dim: model width D.
     keys: n, keys of each half; N = n * n slots.
     heads, top_k: H heads read k slots each, k <= n.
     query_dim: dk, the width of a query, both halves together.
-    query_norm: "rms" or "layer" over each half of a query (causal), "batch" over all tokens (the paper's best results;
-      see `BatchNorm` for `use_batch` and the running statistics), or None.
-    value_dim: dv; where it differs from dim, a matrix `[dv, D]` without bias follows. None: dim.
+    query_norm: "rms" or "layer" over each half of a query; "batch" over all tokens, as in the
+      paper's best results (see `BatchNorm`: `use_batch` and running statistics); or None.
+    value_dim: dv; None: dim. Another width is brought back to dim by a matrix without bias.
     values: None: a table of the layer's own; a name: the table `context.shared[name]`, `[N, dv]`.
     input_dropout, query_dropout, value_dropout: rates; they need `context.key`.
     implementation: of the search and of the weighted sum: "reference", "chunk" or None.
 
-  State: `Stateless`. Emits "ids" and "weights" for `parametric.usage`, "batch_stats" with `use_batch`.
+  State: `Stateless`. Emits "ids" and "weights" (`parametric.usage`), "batch_stats" (`BatchNorm`).
   """
 
   def __init__(
-    self, dim: int, *, keys: int = 512, heads: int = 4, top_k: int = 32, query_dim: int = 256, query_norm: str | None = "rms",
-    value_dim: int | None = None, values: str | None = None, input_dropout: float = 0.0, query_dropout: float = 0.0,
-    value_dropout: float = 0.0, implementation: str | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    dim: int,
+    *,
+    keys: int = 512,
+    heads: int = 4,
+    top_k: int = 32,
+    query_dim: int = 256,
+    query_norm: str | None = "rms",
+    value_dim: int | None = None,
+    values: str | None = None,
+    input_dropout: float = 0.0,
+    query_dropout: float = 0.0,
+    value_dropout: float = 0.0,
+    implementation: str | None = None,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
     value_dim = dim if value_dim is None else value_dim
-    checks.positive(dim=dim, value_dim=value_dim)
+    checks.positive(dim=dim, query_dim=query_dim, value_dim=value_dim)
     checks.fraction(input_dropout=input_dropout, value_dropout=value_dropout)
-    self.dim, self.value_dim, self.shared_values = dim, value_dim, values
-    self.input_dropout, self.value_dropout = input_dropout, value_dropout
+    self.dim, self.input_dropout, self.value_dropout = dim, input_dropout, value_dropout
+    make = {"param_dtype": param_dtype, "rngs": rngs}
     self.search = ProductKeys(
-      dim, keys=keys, heads=heads, top_k=top_k, query_dim=query_dim, norm=query_norm, dropout=query_dropout,
-      key_bound=(query_dim / 2) ** -0.5, query_init=uniform(dim**-0.5), implementation=implementation,
-      param_dtype=param_dtype, rngs=rngs,
-    )  # fmt: skip
-    self.values = own_values(keys, value_dim, values, param_dtype, rngs)
-    out = nnx.initializers.normal(dim**-0.5)
-    self.out = (
-      None if value_dim == dim else Linear(value_dim, dim, init=out, axes=("value", "embed"), param_dtype=param_dtype, rngs=rngs)
+      dim,
+      keys=keys,
+      heads=heads,
+      top_k=top_k,
+      query_dim=query_dim,
+      norm=query_norm,
+      key_bound=(query_dim / 2) ** -0.5,
+      query_init=uniform(dim**-0.5),
+      dropout=query_dropout,
+      implementation=implementation,
+      **make,
     )
+    self.values = Values(keys * keys, value_dim, name=values, implementation=implementation, **make)
+    init, axes = nnx.initializers.normal(dim**-0.5), ("value", "embed")
+    same = value_dim == dim
+    self.out = None if same else Linear(value_dim, dim, init=init, axes=axes, **make)
 
   def init_state(self, batch: int) -> Stateless:
     return Stateless()
@@ -60,6 +83,8 @@ class ProductKeyMemory(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     key = None if context is None else context.key
     into, query, out = (None,) * 3 if key is None else jax.random.split(key, 3)
-    y = read(self, dropout(clean(x, valid), self.input_dropout, into), valid, context, query)
+    x = dropout(clean(x, valid), self.input_dropout, into)
+    ids, weights = self.search(x, valid, query)
+    y = self.values(ids, weights, valid, context).astype(x.dtype)
     y = dropout(y, self.value_dropout, out)
     return (y if self.out is None else self.out(y)), state

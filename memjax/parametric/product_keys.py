@@ -1,6 +1,4 @@
-"""What product-key layers share: queries and keys to slots and weights, and the table of values."""
-
-import functools
+"""What product-key layers share: from activations to slots and weights, and the table of values."""
 
 import jax
 import jax.numpy as jnp
@@ -27,72 +25,76 @@ def value_pool(rows: int, dim: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs) 
   `MemoryPlus(..., values="values")` reads it.
   """
   checks.positive(rows=rows, dim=dim)
-  return param(rngs, nnx.initializers.normal(dim**-0.5), (rows, dim), axes=("rows", "value"), dtype=param_dtype, kind=Table)
-
-
-def own_values(keys: int, dim: int, name: str | None, param_dtype, rngs: nnx.Rngs) -> Table | None:
-  """A layer's own table; None where it reads the shared entry `name`."""
-  if name is not None and not isinstance(name, str):
-    raise TypeError(f"values={name!r} must be the name of an entry of context.shared, or None for a table of the layer's own")
-  return value_pool(keys**2, dim, param_dtype=param_dtype, rngs=rngs) if name is None else None
-
-
-def table_of(memory, context) -> jax.Array:
-  """The values `[N, dv]` that a layer reads: its own `values`, or `context.shared[memory.shared_values]`."""
-  if memory.values is not None:
-    return memory.values[...]
-  values = checks.context_entry(memory, context, "shared", memory.shared_values)
-  expected = (memory.search.rows, memory.value_dim)
-  if values.shape != expected:
-    raise ValueError(
-      f"context.shared[{memory.shared_values!r}] has shape {list(values.shape)}; "
-      f"{type(memory).__name__} reads [keys * keys, value_dim] = {list(expected)}"
-    )
-  return values
+  init, axes = nnx.initializers.normal(dim**-0.5), ("rows", "value")
+  return param(rngs, init, (rows, dim), axes=axes, dtype=param_dtype, kind=Table)
 
 
 class ProductKeys(nnx.Module):
-  """Queries, product keys, and the softmax over the slots found: `[B, T, D]` to ids and weights of H * k slots a token.
+  """Queries, product keys, and the softmax over the k slots that each head finds.
 
   Args:
     dim: model width D.
     keys: n, keys of each half; N = n * n slots.
     heads, top_k: H heads read k slots each.
     query_dim: dk, the width of a query, both halves together.
-    norm: of the queries. "batch": `BatchNorm` over H * dk features; "layer", "rms": over each half; None.
-    norm_keys: RMSNorm with a learned scale over each key as well.
+    norm: of the queries. "batch": `BatchNorm` over all H * dk features; "layer", "rms": over the
+      dk / 2 features of a half, one scale for all; None.
+    norm_keys: RMSNorm over each key as well, one scale for all.
     temperature: scores are divided by it before the softmax.
     key_bound: keys start uniform in (-key_bound, key_bound).
     query_init: initialiser of the query matrix.
-    dropout: rate on the queries; needs `context.key`.
+    dropout: rate on the queries.
     implementation: of the search; see `product_key_topk`.
   """
 
   def __init__(
-    self, dim: int, *, keys: int, heads: int, top_k: int, query_dim: int, norm: str | None, key_bound: float, query_init,
-    norm_keys: bool = False, temperature: float = 1.0, dropout: float = 0.0, implementation: str | None = None,
-    param_dtype=jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
-    _check(dim, keys, heads, top_k, query_dim, norm, temperature)
-    checks.fraction(query_dropout=dropout)
+    self,
+    dim: int,
+    *,
+    keys: int,
+    heads: int,
+    top_k: int,
+    query_dim: int,
+    norm: str | None,
+    norm_keys: bool = False,
+    temperature: float = 1.0,
+    key_bound: float,
+    query_init,
+    dropout: float = 0.0,
+    implementation: str | None = None,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    _check(dim, keys, heads, top_k, query_dim, norm, temperature, dropout)
     self.rows, self.heads, self.top_k, self.temperature = keys * keys, heads, top_k, temperature
     self.dropout, self.implementation = dropout, implementation
+    make = {"param_dtype": param_dtype, "rngs": rngs}
+    width, bias_init = heads * query_dim, uniform(dim**-0.5)
     self.query = Linear(
-      dim, heads * query_dim, bias=True, init=query_init, bias_init=uniform(dim**-0.5), axes=("embed", "heads"),
-      param_dtype=param_dtype, rngs=rngs,
-    )  # fmt: skip
+      dim, width, bias=True, init=query_init, bias_init=bias_init, axes=("embed", "heads"), **make
+    )
     shape, axes = (heads, 2, keys, query_dim // 2), ("heads", "half", "rows", "kv")
     self.keys = param(rngs, uniform(key_bound), shape, axes=axes, dtype=param_dtype)
-    make = {"param_dtype": param_dtype, "rngs": rngs}
-    self.batch_norm = BatchNorm(heads * query_dim, **make) if norm == "batch" else None
+    self.batch_norm = BatchNorm(width, **make) if norm == "batch" else None
     self.norm = NORMS[norm](query_dim // 2, **make) if norm in NORMS else None
     self.key_norm = RMSNorm(query_dim // 2, **make) if norm_keys else None
 
-  def __call__(self, x: jax.Array, valid: jax.Array | None, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """`x [B, T, D]` to ids `[B, T, H * k]` int32 and weights `[B, T, H * k]` float32 that sum to 1 in each head."""
-    scores, ids = product_key_topk(
-      self._queries(x, valid, key), self._keys(x.dtype), self.top_k, implementation=self.implementation
+  def __call__(self, x: jax.Array, valid: jax.Array | None, key: jax.Array | None):
+    """Searches.
+
+    Args:
+      x: `[B, T, D]`.   valid: `[B, T]` bool or None, for batch statistics.   key: for dropout.
+
+    Returns:
+      ids: `[B, T, H * k]` int32.   weights: the same shape, float32; those of a head sum to 1.
+    """
+    found = product_key_topk(
+      self._queries(x, valid, key),
+      self._keys(x.dtype),
+      self.top_k,
+      implementation=self.implementation,
     )
+    scores, ids = found
     weights = jax.nn.softmax(scores / self.temperature, axis=-1)
     shape = (*x.shape[:2], self.heads * self.top_k)
     return ids.reshape(shape), weights.reshape(shape)
@@ -110,27 +112,71 @@ class ProductKeys(nnx.Module):
     return (keys if self.key_norm is None else self.key_norm(keys)).astype(dtype)
 
 
-def _check(dim, keys, heads, top_k, query_dim, norm, temperature) -> None:
+def _check(dim, keys, heads, top_k, query_dim, norm, temperature, dropout) -> None:
   checks.positive(dim=dim, keys=keys, heads=heads, top_k=top_k, query_dim=query_dim)
-  if top_k > keys:
-    raise ValueError(f"top_k={top_k} exceeds keys={keys}; a half holds {keys} keys, so top_k is at most {keys}")
-  if query_dim % 2:
-    raise ValueError(f"query_dim={query_dim} must be even (two halves): {query_dim - 1} or {query_dim + 1}")
+  checks.fraction(query_dropout=dropout)
   checks.one_of("query_norm", norm, ("batch", *NORMS, None))
+  if top_k > keys:
+    raise ValueError(f"top_k={top_k} exceeds keys={keys}; a head can read at most {keys} slots")
+  if query_dim % 2:
+    near = f"{query_dim - 1} or {query_dim + 1}"
+    raise ValueError(f"query_dim={query_dim} has two equal halves, so it must be even: {near}")
   if not temperature > 0:
     raise ValueError(f"temperature={temperature!r} must be > 0")
 
 
-def read(memory, x: jax.Array, valid: jax.Array | None, context, key: jax.Array | None = None) -> jax.Array:
-  """`[B, T, D]` to the weighted sums of values `[B, T, dv]`, summed over heads, in the dtype of x.
+class Values(nnx.Module):
+  """The values of a layer: a table of its own, or an entry of `context.shared`.
 
-  Emits "ids" `[B, T, H * k]` (N for a token that is not valid) and "weights" for `usage`.
+  Args:
+    rows, dim: N and dv.
+    name: None: a table of its own (`table`); otherwise the name of the shared entry.
+    implementation: of the weighted sum; see `embedding_bag`.
   """
-  search, values = memory.search, table_of(memory, context)
-  ids, weights = search(x, valid, key)
-  if channel.collecting():
-    channel.emit("ids", ids if valid is None else jnp.where(valid[..., None], ids, search.rows))
-    channel.emit("weights", jax.lax.stop_gradient(weights))
-  flat = functools.partial(jnp.reshape, shape=(-1, ids.shape[-1]))
-  y = embedding_bag(values, flat(ids), flat(weights), implementation=search.implementation)
-  return y.reshape(*x.shape[:2], -1).astype(x.dtype)
+
+  def __init__(
+    self,
+    rows: int,
+    dim: int,
+    *,
+    name: str | None = None,
+    implementation: str | None = None,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    checks.positive(rows=rows, value_dim=dim)
+    if not (name is None or isinstance(name, str)):
+      got = type(name).__name__
+      raise TypeError(
+        f"values is {got}; it must be the name of an entry of context.shared, or None"
+      )
+    self.rows, self.dim, self.name, self.implementation = rows, dim, name, implementation
+    own = name is None
+    self.table = value_pool(rows, dim, param_dtype=param_dtype, rngs=rngs) if own else None
+
+  def __call__(self, ids: jax.Array, weights: jax.Array, valid: jax.Array | None, context):
+    """Weighted sums of rows, over slots and heads: `[B, T, b]` twice to `[B, T, dv]` float32.
+
+    Emits "ids" (N for a token that is not valid) and "weights" for `parametric.usage`.
+    """
+    if channel.collecting():
+      seen = ids if valid is None else jnp.where(valid[..., None], ids, self.rows)
+      channel.emit("ids", seen)
+      channel.emit("weights", jax.lax.stop_gradient(weights))
+    bag = ids.shape[-1]
+    flat_ids, flat_weights = ids.reshape(-1, bag), weights.reshape(-1, bag)
+    y = embedding_bag(
+      self._array(context), flat_ids, flat_weights, implementation=self.implementation
+    )
+    return y.reshape(*ids.shape[:2], self.dim)
+
+  def _array(self, context) -> jax.Array:
+    if self.table is not None:
+      return self.table[...]
+    table = checks.context_entry(self, context, "shared", self.name)
+    if table.shape != (self.rows, self.dim):
+      raise ValueError(
+        f"context.shared[{self.name!r}] has shape {list(table.shape)}; this layer reads "
+        f"[keys * keys, value_dim] = {[self.rows, self.dim]}"
+      )
+    return table

@@ -7,14 +7,16 @@ from pallas_kernels import dispatch
 from pallas_kernels.embedding_bag import chunk, reference
 
 
-def embedding_bag(values: jax.Array, ids: jax.Array, weights: jax.Array, *, implementation: str | None = None) -> jax.Array:
-  """Weighted sums of rows: `y[t] = sum_j weights[t, j] values[ids[t, j]]`, accumulated in float32.
+def embedding_bag(
+  values: jax.Array, ids: jax.Array, weights: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+  """Weighted sums of rows: `y[t] = sum_j weights[t, j] values[ids[t, j]]`, in float32.
 
   Args:
     values: `[N, dv]` float. Rows are widened as they are read; the table is never cast.
-    ids: `[T, b]` integer in 0..N-1; one outside gives an unspecified result. An id may stand several times in a bag.
+    ids: `[T, b]` integer in 0..N-1 (another gives an unspecified result); repeated ids add up.
     weights: `[T, b]` float.
-    implementation: "reference" (gathers `[T, b, dv]`), "chunk" (XLA), or None for the best here.
+    implementation: "reference" (makes `[T, b, dv]`), "chunk" (XLA), or None for the best here.
 
   Returns:
     `[T, dv]` float32. The gradient of values is dense; rows that nobody read get zeros.

@@ -1,4 +1,4 @@
-"""The form that is fast under XLA: k best of each half, then the k best of the pairs that can win."""
+"""The form that is fast under XLA: the k best of each half, then of the pairs that can win."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from pallas_kernels.product_key_topk.reference import half_scores
 def staircase(top_k: int) -> tuple[np.ndarray, np.ndarray]:
   """Ranks (a, c) of the pairs that can be among the `top_k` best sums of two descending lists.
 
-  Pair (a, c) is beaten by the (a + 1)(c + 1) - 1 pairs of ranks at most its own, so only (a + 1)(c + 1) <= k can win:
-  119 of 1024 pairs for k = 32.
+  Pair (a, c) is beaten by the (a + 1)(c + 1) - 1 pairs of ranks at most its own, so only those with
+  (a + 1)(c + 1) <= k can win: 119 of 1024 for k = 32.
   """
   first, second = np.indices((top_k, top_k))
   can_win = (first + 1) * (second + 1) <= top_k
@@ -19,25 +19,34 @@ def staircase(top_k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _take(values: jax.Array, at: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(values, at, axis=-1, mode="promise_in_bounds")  # `at` comes from our own top_k
+  return jnp.take_along_axis(values, at, axis=-1, mode="promise_in_bounds")
 
 
-def product_key_topk(queries: jax.Array, keys: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
-  """The same as the definition, in `O(T H (n + k log k))` memory; see `op.product_key_topk`."""
-  scores, ids = jax.lax.top_k(half_scores(queries, keys), top_k)  # [H, 2, T, k]; float32: bfloat16 is slow on a CPU
+def product_key_topk(
+  queries: jax.Array, keys: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+  """See `op.product_key_topk`; takes O(T H n) memory."""
+  found = jax.lax.top_k(half_scores(queries, keys), top_k)  # [H, 2, T, k] scores and ids
+  # Without the barrier XLA merges the slices below into the top-k, and sorts all n scores instead.
+  scores, ids = jax.lax.optimization_barrier(found)
   sums = [scores[:, 0, :, a, None] + scores[:, 1, :, : top_k // (a + 1)] for a in range(top_k)]
-  best, pair = jax.lax.top_k(jnp.concatenate(sums, axis=-1), top_k)
+  best, pair = jax.lax.top_k(jnp.concatenate(sums, axis=-1), top_k)  # the staircase, row by row
   # Ids after the final top-k: k of them instead of one for each candidate.
-  first, second = (jnp.asarray(rank, jnp.int32).at[pair].get(mode="promise_in_bounds") for rank in staircase(top_k))
+  first, second = (
+    jnp.asarray(rank, jnp.int32).at[pair].get(mode="promise_in_bounds") for rank in staircase(top_k)
+  )
   rows = _take(ids[:, 0], first) * keys.shape[2] + _take(ids[:, 1], second)
   return best.swapaxes(0, 1), rows.swapaxes(0, 1)
 
 
-def gradients(queries: jax.Array, keys: jax.Array, ids: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Gradients of `queries` and `keys` given that of the scores: each chosen pair passes its own to both of its halves.
+def gradients(
+  queries: jax.Array, keys: jax.Array, ids: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Gradients of queries and keys: each chosen slot passes its own on to both of its halves.
 
   Args:
-    ids, cotangent: `[T, H, k]`, of the chosen slots.
+    queries, keys: as given to `product_key_topk`.
+    ids, cotangent: `[T, H, k]`, the slots found, and the gradient of their scores.
   """
   tokens, heads, width = queries.shape
   n = keys.shape[2]

@@ -12,10 +12,10 @@ from pallas_kernels.product_key_topk import chunk, reference
 def product_key_topk(
   queries: jax.Array, keys: jax.Array, top_k: int, *, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """The `top_k` best of N = n * n slots, slot (i, j) scoring `<q_1, K_1[i]> + <q_2, K_2[j]>`; exact.
+  """The k best of N = n * n slots, slot (i, j) scoring `<q_1, K_1[i]> + <q_2, K_2[j]>`; exact.
 
-  Product keys (Lample et al., arXiv 1907.05242): the k best slots lie among the k best of each half, so two searches in n
-  replace one in n * n. Ties may fall either way.
+  Product keys (Lample et al., arXiv 1907.05242): the k best slots lie among the k best of each
+  half, so two searches among n replace one among n * n. Ties may fall either way.
 
   Args:
     queries: `[T, H, dk]` float; q_1 and q_2 are its two halves.
@@ -45,7 +45,8 @@ def _check(queries, keys, top_k) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise TypeError(f"{name} has dtype {array.dtype}; it must be floating")
   if not isinstance(top_k, int) or not 1 <= top_k <= keys.shape[2]:
-    raise ValueError(f"top_k={top_k!r} must be an integer from 1 to keys={keys.shape[2]} (the keys of one half)")
+    n = keys.shape[2]
+    raise ValueError(f"top_k={top_k!r} must be an integer from 1 to the {n} keys of a half")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

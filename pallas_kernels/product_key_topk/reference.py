@@ -15,9 +15,11 @@ def half_scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
   return jnp.einsum("thsd,hsnd->hstn", halves, keys, preferred_element_type=jnp.float32)
 
 
-def product_key_topk(queries: jax.Array, keys: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
-  """The `top_k` best of the n * n sums, in `O(T H n^2)` memory; see `op.product_key_topk`."""
+def product_key_topk(
+  queries: jax.Array, keys: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+  """See `op.product_key_topk`; takes O(T H n^2) memory."""
   scores = half_scores(queries, keys)
-  sums = scores[:, 0, :, :, None] + scores[:, 1, :, None, :]  # [H, T, n, n]; the first half is the high digit
+  sums = scores[:, 0, :, :, None] + scores[:, 1, :, None, :]  # [H, T, n, n]: the first half leads
   best, ids = jax.lax.top_k(sums.reshape(*sums.shape[:2], -1), top_k)
   return best.swapaxes(0, 1), ids.swapaxes(0, 1)
