@@ -9,7 +9,10 @@ from memjax.training.step import LossFn, TrainState
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable:
-  """The jitted `(state, memory, batch) -> (memory, sums)` of a loss without key; sums: `count`, and metrics times it."""
+  """The jitted `(state, memory, batch) -> (memory, sums)` of a loss function without a key.
+
+  Sums: `count`, `loss`, and each metric times the count.
+  """
 
   @jax.jit
   def eval_step(params, rest, memory, batch):
@@ -28,10 +31,11 @@ def evaluate(
   carry: bool = False,
   place: Callable | None = None,
 ) -> dict:
-  """Mean of the loss and of each metric over all tokens of `batches`; the device is waited for once, at the end.
+  """Means over all tokens of `batches`; the device is waited for once, at the end.
 
   Args:
-    eval_step: as from `make_eval_step`.   state: whose parameters are evaluated.
+    eval_step: as from `make_eval_step`.
+    state: whose parameters are evaluated.
     batches: finite; with carry all of one batch size B, else of any.
     carry: a memory state goes through the batches, starting with `init_state(B)`.
     place: `batch -> batch` on the device.

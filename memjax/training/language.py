@@ -1,6 +1,5 @@
 """The loss of a `LanguageModel` over batches of `memjax.data`."""
 
-import jax
 import jax.numpy as jnp
 
 from memjax.core import Context, channel, detach, replace, submodules
@@ -11,14 +10,15 @@ from memjax.training.step import LossFn, LossOutput
 def language_model_loss(*, carry: bool = False) -> LossFn:
   """The loss function `(model, memory, batch, key) -> LossOutput` of a `LanguageModel`.
 
-  A batch is a dict of `inputs [B, T]` and `targets [B, T]` int32, and where there are any `reset`, `valid` `[B, T]` bool.
-  `total` is the cross-entropy in nats plus, for every token, each auxiliary loss: what the model emits under a name that
-  ends in "loss", summed over layers and segments. `metrics["nats"]` is the cross-entropy alone. With a key there is
-  dropout, batch norms use the batch, and their statistics come back; without one nothing of it.
+  A batch is a dict of `inputs [B, T]` and `targets [B, T]` int32, and where there are any `reset`,
+  `valid` `[B, T]` bool. `total` is the cross-entropy in nats plus, for every token, each auxiliary
+  loss: what the model emits under a name that ends in "loss", summed over layers and segments.
+  `metrics["nats"]` is the cross-entropy alone. With a key there is dropout, batch norms use the
+  batch, and their statistics come back; without one nothing of it.
 
   Args:
-    carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise every row starts with
-      `init_state`, and `memory` is passed on untouched.
+    carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise
+      every row starts with `init_state`, and `memory` is passed on untouched.
   """
 
   def loss_fn(model, memory, batch, key):
@@ -45,7 +45,7 @@ def language_model_loss(*, carry: bool = False) -> LossFn:
 
 
 def _plain(name: str) -> str:
-  """The name a memory emitted under: without the channel's scopes and count (`0+2x4/a.1` -> `a`)."""
+  """The name a memory emitted under, without scopes and count: `0+2x4/a.1` -> `a`."""
   return name.rpartition("/")[2].partition(".")[0]
 
 

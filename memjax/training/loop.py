@@ -1,4 +1,4 @@
-"""The loop: steps, evaluations, checkpoints, and an end that loses nothing. It knows neither models nor files."""
+"""The loop: steps, evaluations, checkpoints, and an end that loses nothing."""
 
 import contextlib
 import dataclasses
@@ -6,8 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 
@@ -22,8 +22,8 @@ class TrainingDiverged(RuntimeError):
 class StopOnSignal:
   """A context in which SIGTERM (or other signals) sets `requested` instead of ending the process.
 
-  Enter it early in a script and pass it to `fit`: then a signal before the first step is not lost either. Outside of the
-  main thread, where Python takes no signals, it does nothing.
+  Enter it early in a script and pass it to `fit`: then a signal before the first step is not lost
+  either. Outside of the main thread, where Python takes no signals, it does nothing.
   """
 
   def __init__(self, signals=(signal.SIGTERM,)):
@@ -62,38 +62,53 @@ class FitResult:
   stopped: bool
 
 
+class Batches(Protocol):
+  """An iterator over batches that can tell and set its position."""
+
+  def __next__(self) -> Any: ...
+  def get_state(self) -> Any: ...
+  def set_state(self, state: Any) -> None: ...
+
+
 def fit(
-  state: TrainState, step_fn: Callable, batches: Iterator, *, steps: int, evaluate: Callable | None = None, evaluate_every: int = 0,
-  best_metric: str = "loss", checkpoints: Checkpoints | None = None, save_every: int = 0, max_bad_steps: int = 20,
-  on_start: Callable | None = None, on_step: Callable | None = None, on_evaluation: Callable | None = None,
-  on_checkpoint: Callable | None = None, extra: Callable[[], dict] | None = None, place: Callable | None = None,
+  state: TrainState, step_fn: Callable, batches: Batches, *, steps: int,
+  evaluate: Callable | None = None, evaluate_every: int = 0, best_metric: str = "loss",
+  checkpoints: Checkpoints | None = None, save_every: int = 0, max_bad_steps: int = 20,
+  on_start: Callable | None = None, on_step: Callable | None = None,
+  on_evaluation: Callable | None = None, on_checkpoint: Callable | None = None,
+  extra: Callable[[], dict] = dict, place: Callable = jax.device_put,
   stop: StopOnSignal | None = None,
 ) -> FitResult:  # fmt: skip
   """Trains up to step `steps`, from the newest checkpoint if there is one.
 
-  A run that was killed and started again computes, bit for bit, what an uninterrupted one computes: the checkpoint holds
-  the whole state and the position in the data, and evaluation comes before saving.
+  A run that was killed and started again computes, bit for bit, what an uninterrupted one does:
+  the checkpoint holds the whole state and the position in the data, and evaluation comes before
+  saving.
 
   Args:
-    state: as from `init_train_state`; its arrays are donated. With a checkpoint it only gives structure and placement.
+    state: as from `init_train_state`, donated. With a checkpoint it gives only the structure and
+      the placement.
     step_fn: `(state, batch) -> (state, metrics)`; metrics hold `streak`, the bad steps in a row.
-    batches: endless iterator; with checkpoints it has `get_state()` and `set_state(position)`, JSON values.
+    batches: an endless iterator; without checkpoints it needs no `get_state` and `set_state`.
     steps: the last step.
     evaluate: `state -> {name: float}`, every `evaluate_every` steps and after the last one.
     best_metric: the entry of it whose lowest value is the best; a new best one is saved at once.
     checkpoints: where to save, every `save_every` steps, after the last one and at a signal.
     max_bad_steps: so many steps in a row that are not finite end the run.
-    on_start: `(step, extra)`, step 0 for a fresh run; `extra` is what `extra()` returned when the checkpoint was saved.
-    on_step: `(step, metrics)`, floats, while the device already computes the next step.
-    on_evaluation: `(step, metrics, is_best)`.   Both metrics get `seconds`, the training time so far.
+    on_start: `(step, extra)`; step 0 and {} for a fresh run, else what `extra()` returned then.
+    on_step: `(step, metrics)`, floats, while the device computes the next step already.
+    on_evaluation: `(step, metrics, is_best)`. Both metrics have `seconds`, the training time of
+      all runs so far, compilation included, evaluations and saves not.
     on_checkpoint: `(step, seconds)`, how long the save held up the training.
-    extra: JSON values to save with each checkpoint.
-    place: `batch -> batch` on the device; `jax.device_put` when None.
-    stop: entered by the caller already; else SIGTERM is watched during the call.
+    extra: returns JSON values to save with each checkpoint.
+    place: `batch -> batch` on the device.
+    stop: entered by the caller already; None: SIGTERM is watched during the call.
 
   Raises:
-    TrainingDiverged: see `max_bad_steps`.   CheckpointError: a save failed.
-    RuntimeError: the batches ended before the last step.   TypeError: the batches cannot tell their position.
+    TrainingDiverged: see `max_bad_steps`.
+    CheckpointError: a save failed, or no checkpoint can be read.
+    RuntimeError: the batches ended before the last step.
+    TypeError: the batches cannot tell their position.
   """
   if checkpoints is not None and not hasattr(batches, "get_state"):
     raise TypeError(
@@ -102,18 +117,22 @@ def fit(
     )
   if evaluate_every < 0 or save_every < 0 or max_bad_steps < 1:
     raise ValueError(
-      f"{evaluate_every=} and {save_every=} must be >= 0 (0: only at the end), {max_bad_steps=} >= 1"
+      f"{evaluate_every=} and {save_every=} must be >= 0 (0: at the end only), "
+      f"and {max_bad_steps=} >= 1"
     )
-  quiet = lambda *_: None  # noqa: E731
   run = _Run(
-    state, batches, place or jax.device_put, steps, evaluate, evaluate_every, best_metric, checkpoints, save_every, max_bad_steps,
-    on_step or quiet, on_evaluation or quiet, on_checkpoint or quiet, extra or dict,
+    state, batches, place, steps, evaluate, evaluate_every, best_metric, checkpoints, save_every,
+    max_bad_steps, on_step or _quiet, on_evaluation or _quiet, on_checkpoint or _quiet, extra,
   )  # fmt: skip
   with StopOnSignal() if stop is None else contextlib.nullcontext(stop) as stop:
     saved_extra = run.resume()
-    (on_start or quiet)(run.step, saved_extra)
+    (on_start or _quiet)(run.step, saved_extra)
     run.train(step_fn, stop)
   return FitResult(run.state, run.step, run.best, run.best_step, run.seconds, run.step < steps)
+
+
+def _quiet(*_):
+  pass
 
 
 @dataclasses.dataclass
@@ -121,7 +140,7 @@ class _Run:
   """The arguments of `fit`, and how far it is."""
 
   state: TrainState
-  batches: Iterator
+  batches: Batches
   place: Callable
   steps: int
   evaluate: Callable | None
@@ -176,7 +195,7 @@ class _Run:
     self.finish(stop)
 
   def fetch(self):
-    """The next batch, on its way to the device, and the position after it; None when there is no step or no batch left."""
+    """The next batch, on its way to the device, and the position after it; None at the end."""
     if self.step >= self.steps:
       return None
     try:
@@ -197,8 +216,9 @@ class _Run:
     self.on_step(step, {**metrics, "seconds": self.seconds})
     if metrics.get("streak", 0) >= self.max_bad_steps:
       raise TrainingDiverged(
-        f"the last {int(metrics['streak'])} steps, up to step {step}, had a loss or gradient that is not finite; they changed "
-        f"nothing. A lower learning rate or a tighter clip may help (max_bad_steps={self.max_bad_steps})"
+        f"the last {int(metrics['streak'])} steps, up to step {step}, had a loss or gradient that "
+        "is not finite; they changed nothing. A lower learning rate or a tighter clip may help "
+        f"(max_bad_steps={self.max_bad_steps})"
       )
     if self.checkpoints is not None:
       self.checkpoints.check()
@@ -208,7 +228,7 @@ class _Run:
     self.seconds, self.clock = self.seconds + now - self.clock, now
 
   def pause(self):
-    """Evaluates and saves what is due, off the clock; evaluation first, so that a checkpoint knows of it."""
+    """Evaluates and saves what is due, off the clock; in this order: the checkpoint knows of it."""
     metric = is_best = None
     if self.evaluate is not None and self.due(self.evaluate_every):
       metrics = self.evaluate(self.state)
@@ -225,8 +245,12 @@ class _Run:
     if self.checkpoints is None:
       return
     progress = {
-      "position": self.position, "best": self.best, "best_step": self.best_step, "seconds": self.seconds, "extra": self.extra(),
-    }  # fmt: skip
+      "position": self.position,
+      "best": self.best,
+      "best_step": self.best_step,
+      "seconds": self.seconds,
+      "extra": self.extra(),
+    }
     seconds = self.checkpoints.save(self.step, self.state, progress, metric)
     self.saved = self.step
     self.on_checkpoint(self.step, seconds)

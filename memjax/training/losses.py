@@ -14,17 +14,21 @@ def next_token_loss(
   Args:
     logits: `[B, T, V]` float; the softmax is taken in float32.
     targets: `[B, T]` integer ids below V. A target out of range gives NaN, never another id's loss.
-    valid: `[B, T]` bool; tokens that are not valid count for nothing, also when their logits are NaN.
+    valid: `[B, T]` bool; tokens that are not valid count for nothing, also when their logits are
+      NaN.
 
   Returns:
-    nats: float32 sum.   count: float32 number of tokens.
+    nats: float32, their sum.
+    count: float32, the number of tokens.
 
   Raises:
-    ValueError: shapes do not fit.   TypeError: targets are not integers, or valid is not bool.
+    ValueError: shapes do not fit, or valid is not bool.
+    TypeError: targets are not integers.
   """
   if logits.ndim != 3 or targets.shape != logits.shape[:2]:
     raise ValueError(
-      f"targets {list(targets.shape)} do not fit logits {list(logits.shape)}; they must be [B, T] and [B, T, V]"
+      f"targets {list(targets.shape)} do not fit logits {list(logits.shape)}; "
+      "they must be [B, T] and [B, T, V]"
     )
   if not jnp.issubdtype(targets.dtype, jnp.integer):
     raise TypeError(f"targets have dtype {targets.dtype}; they must be integer ids")
@@ -35,9 +39,8 @@ def next_token_loss(
   vocab, logits = logits.shape[-1], logits.astype(jnp.float32)
   if valid is not None:  # before the softmax, so that NaN in padding reaches no gradient
     logits, targets = jnp.where(valid[..., None], logits, 0.0), jnp.where(valid, targets, 0)
-  index = jnp.where(targets < 0, vocab, targets)[
-    ..., None
-  ]  # a negative index would count from the end
+  # A negative index would count from the end.
+  index = jnp.where(targets < 0, vocab, targets)[..., None]
   chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
   nats = jax.nn.logsumexp(logits, axis=-1) - chosen
   if valid is None:
@@ -51,5 +54,5 @@ def bits_per_token(nats_per_token: float) -> float:
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:
-  """Bits per byte of a mean loss in nats over `num_tokens` tokens that stand for `num_bytes` bytes of text."""
+  """Bits per byte of a mean loss in nats, where `num_tokens` stand for `num_bytes` of text."""
   return nats_per_token / math.log(2) * num_tokens / num_bytes

@@ -1,5 +1,8 @@
-"""AdamW with a group of its own for tables: its learning rate, its clip, its weight decay (specification: Memory Layers
-at Scale, arXiv 2412.09764; plain Adam at a constant rate for the values of product keys: arXiv 1907.05242)."""
+"""AdamW in two groups, tables and the others, each with its rate, its clip and its weight decay.
+
+Product keys (arXiv 1907.05242) train their values by plain Adam at a constant rate; Memory+ (arXiv
+2412.09764) by AdamW at ten times the rate of the others, clipped apart from them.
+"""
 
 from collections.abc import Callable
 
@@ -15,12 +18,14 @@ DECAYS = ("cosine", "linear", "constant")
 def warmup_decay(
   peak: float, *, steps: int, warmup: int = 0, decay: str = "cosine", final: float = 0.0
 ) -> optax.Schedule:
-  """A learning rate that rises linearly over `warmup` steps to `peak` and falls to `final * peak` at `steps`.
+  """A learning rate that rises to `peak` and falls to `final * peak` at step `steps`.
 
   The first step already moves: it has `peak / warmup`, not zero.
 
   Args:
-    peak: highest rate.   steps: length of the training.   warmup: steps of the rise.
+    peak: highest rate.
+    steps: length of the training.
+    warmup: steps of the linear rise.
     decay: "cosine", "linear" or "constant" (no fall).   final: fraction of the peak at the end.
 
   Raises:
@@ -39,9 +44,8 @@ def warmup_decay(
   }[decay]()
   if warmup == 0:
     return fall
-  rise = optax.linear_schedule(
-    peak / warmup, peak * (1 + 1 / warmup), warmup
-  )  # peak * (count + 1) / warmup
+  # peak * (count + 1) / warmup
+  rise = optax.linear_schedule(peak / warmup, peak * (1 + 1 / warmup), warmup)
   return optax.join_schedules([rise, fall], [warmup])
 
 
@@ -53,9 +57,9 @@ def table_names(model) -> frozenset[str]:
 
 
 def decayed_names(model) -> frozenset[str]:
-  """Names of the parameters that weight decay shrinks: those of rank two or more that are no bias and no norm's scale.
+  """Names of the parameters that may decay: of rank two or more, no bias and no norm's scale.
 
-  Tables are among them; `make_optimizer(decay_tables=False)` leaves them alone all the same.
+  The rank is that of one layer, also where layers are stacked. Tables are among them.
   """
   rank = {
     name: len([a for a in axes if a != "layers"]) for name, axes in variable_axes(model).items()
@@ -66,19 +70,21 @@ def decayed_names(model) -> frozenset[str]:
 
 
 def make_optimizer(
-  model, *, learning_rate: Rate, table_learning_rate: Rate | None = None, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8,
-  weight_decay: float = 0.1, decay_tables: bool = False, clip: float | None = 1.0, table_clip: float | None = None,
+  model, *, learning_rate: Rate, table_learning_rate: Rate | None = None, b1: float = 0.9,
+  b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, decay_tables: bool = False,
+  clip: float | None = 1.0, table_clip: float | None = None,
   freeze: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformation:  # fmt: skip
-  """AdamW over the dict of arrays that `split(model, freeze)` returns; tables and the others never meet.
+  """AdamW over the dict of arrays that `split(model, freeze)` returns.
 
   Args:
     model: its variables say which parameters are tables and which decay.
     learning_rate, table_learning_rate: numbers or schedules; None: tables as the others.
     b1, b2, eps: of Adam.
-    weight_decay: decoupled, times the learning rate; not on biases and norms.   decay_tables: on tables too.
-    clip, table_clip: greatest global norm of the gradients of the others, and of the tables; None: no clip. Two norms: with
-      one, a huge table starves the rest.
+    weight_decay: decoupled, times the learning rate; not on biases and norms.
+    decay_tables: tables decay too.
+    clip, table_clip: greatest global norm of the gradients of the others, and of those of the
+      tables (None: no clip). Two norms, for with one a huge table starves the rest.
     freeze: as given to `split`.
   """
   tables, decayed = table_names(model), decayed_names(model)
@@ -89,11 +95,12 @@ def make_optimizer(
     "table": learning_rate if table_learning_rate is None else table_learning_rate,
     "other": learning_rate,
   }
-  clips = {"table": table_clip, "other": clip}
+  norms = {"table": table_clip, "other": clip}
 
   def group(label):
+    norm = norms[label]
     return optax.chain(
-      optax.identity() if clips[label] is None else optax.clip_by_global_norm(clips[label]),
+      optax.identity() if norm is None else optax.clip_by_global_norm(norm),
       optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
       optax.add_decayed_weights(weight_decay, mask={name: name in decayed for name in names}),
       optax.scale_by_learning_rate(rates[label]),

@@ -1,4 +1,4 @@
-"""One training step as a pure function: gradients, update, batch statistics; a step with bad numbers changes nothing."""
+"""One training step as a pure function; a step with bad numbers changes nothing."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,11 +21,13 @@ class TrainState:
 
   Attributes:
     step: int32, steps taken, those that were skipped included.
-    params: the trained arrays by name.   rest: the model's other arrays and its structure (`core.module.split`).
+    params: the trained arrays by name (`core.split`).
+    rest: the model's other arrays, and its structure.
     opt_state: the optimiser's.
     memory: the memory state carried over batches; `Stateless()` when every batch starts anew.
     key: the run's random key; a step uses `fold_in(key, step)`.
-    skipped: int32, steps that were not finite.   streak: int32, how many of the last ones in a row.
+    skipped: int32, steps that were not finite.
+    streak: int32, how many of the last steps were not, in a row.
   """
 
   step: jax.Array
@@ -49,10 +51,11 @@ class LossOutput:
   """What a loss function returns.
 
   Attributes:
-    total: float32, to be minimised, summed over the tokens that count.   count: float32, their number.
+    total: float32, to be minimised, summed over the tokens that count.
+    count: float32, their number.
     memory: the memory state after the batch.
     metrics: scalars, each a mean over the tokens.
-    batch_stats: what the batch norms emitted (`channel.collect`), for `parametric.apply_batch_stats`.
+    batch_stats: what batch norms emitted, for `parametric.apply_batch_stats`.
   """
 
   total: jax.Array
@@ -68,14 +71,17 @@ LossFn = Callable[
 
 
 def init_train_state(
-  model, optimizer: optax.GradientTransformation, *, key: jax.Array, memory: Any = None, freeze: Callable[[str], bool] | None = None
+  model, optimizer: optax.GradientTransformation, *, key: jax.Array, memory: Any = None,
+  freeze: Callable[[str], bool] | None = None,
 ) -> TrainState:  # fmt: skip
-  """The state before the first step. Arrays are copied: the step donates its state, and the model stays usable.
+  """The state before the first step, with copies of all arrays: a step donates its state.
 
   Args:
-    model: any module.   optimizer: as from `make_optimizer`.   key: a typed JAX key.
-    memory: a first memory state (`model.init_state(B)`) if the loss carries one from batch to batch.
-    freeze: `name -> bool` of parameters kept out of training, the same as given to `make_optimizer`.
+    model: any module.
+    optimizer: as from `make_optimizer`.
+    key: a typed JAX key.
+    memory: a first memory state (`model.init_state(B)`) if the loss carries one over batches.
+    freeze: names kept out of training, as given to `make_optimizer`.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     raise TypeError(
@@ -90,21 +96,24 @@ def init_train_state(
 
 
 def make_train_step(
-  loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1, momentum: float = 0.1
+  loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1,
+  momentum: float = 0.1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:  # fmt: skip
   """The jitted `(state, batch) -> (state, metrics)`; the given state is donated.
 
-  A step whose loss or gradient norm is not finite, or whose memory state or statistics hold NaN, leaves parameters,
-  optimiser, memory state and batch statistics as they were, bit for bit; `step` and the counts go on.
+  A step whose loss or gradient norm is not finite, or whose memory state or statistics hold NaN,
+  leaves parameters, optimiser, memory state and batch statistics as they were, bit for bit; `step`
+  and the counts go on.
 
   Args:
     loss_fn: `(model, memory, batch, key) -> LossOutput`.
     optimizer: over `state.params`.
-    accumulate: the batch is cut into so many parts by rows, and their gradients are summed: those of the whole batch,
-      in less memory. It must divide the rows of the batch and of the memory state.
+    accumulate: the batch is cut by rows into so many parts, whose gradients are summed: those of
+      the whole batch, in less memory. It divides the rows of the batch and of the memory state.
     momentum: share of the new batch in the running batch statistics.
 
-  Metrics (device scalars): `loss` (total / count), `count`, `grad_norm`, `finite`, `skipped`, `streak`, and the loss function's own.
+  Metrics (device scalars): `loss` (total / count), `count`, `grad_norm`, `finite`, `skipped`,
+  `streak`, and the loss function's own.
   """
   checks.positive(accumulate=accumulate)
 
@@ -125,7 +134,8 @@ def make_train_step(
     skipped = state.skipped + jnp.where(finite, 0, 1)
     streak = jnp.where(finite, 0, state.streak + 1)
     metrics = {
-      **out.metrics, "loss": loss, "count": out.count, "grad_norm": norm, "finite": finite, "skipped": skipped, "streak": streak,
+      **out.metrics, "loss": loss, "count": out.count, "grad_norm": norm, "finite": finite,
+      "skipped": skipped, "streak": streak,
     }  # fmt: skip
     return TrainState(
       state.step + 1, params, rest, opt_state, memory, state.key, skipped, streak
@@ -178,7 +188,10 @@ def _divide(grads, count):
 
 
 def _cut_rows(a: jax.Array, axis: int, parts: int) -> jax.Array:
-  """Rows on `axis` dealt out to `parts` on a new axis 0; part p gets rows p, p + parts, ..., so sharded rows stay in place."""
+  """Rows on `axis` dealt out to `parts` on a new axis 0.
+
+  Part p gets rows p, p + parts, ...: where rows are sharded, they stay on their device.
+  """
   rows = a.shape[axis]
   if rows % parts:
     raise ValueError(

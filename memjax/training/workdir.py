@@ -12,63 +12,56 @@ class ConfigMismatch(ValueError):
 def check_config(
   workdir, config: Mapping, *, may_change: Sequence[str] = (), name: str = "config.json"
 ) -> None:
-  """Writes the configuration into a new work directory, and refuses one that was written by another configuration.
+  """Writes the configuration into a new work directory; refuses one that holds another.
 
   Args:
     workdir: made when it is missing.
     config: nested dict of JSON values with string keys; tuples count as lists.
-    may_change: fields that may differ from run to run, with dots (`"checkpoint.every"`); a prefix (`"checkpoint"`) covers all
-      below it. What the numbers do not depend on belongs here: how often to evaluate, to log, to save. The file then
-      holds the new values.
+    may_change: fields that may differ from run to run, with dots (`"checkpoint.every"`); a prefix
+      (`"checkpoint"`) covers all below it. What the numbers do not depend on belongs here: how
+      often to evaluate, to log, to save. The file then holds the new values.
     name: of the file.
 
   Raises:
-    ConfigMismatch: other fields differ, or the directory holds other files but no configuration.
+    ConfigMismatch: other fields differ, or the file is not a configuration.
     TypeError: a value is not JSON.
   """
-  new = _fields(json.loads(json.dumps(dict(config))))
+  text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
   path = pathlib.Path(workdir) / name
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
-    old = _read(path)
-    differ = [
-      f
-      for f in {**old, **new}
-      if _missing_or(old, f) != _missing_or(new, f) and not _covered(f, may_change)
-    ]
-    if differ:
-      lines = "\n".join(
-        f"  {f}: {_missing_or(old, f)} there, {_missing_or(new, f)} now" for f in sorted(differ)
-      )
+    old, new = _read(path), _shown(json.loads(text))
+    names = {field for field, _ in old.items() ^ new.items() if not _covered(field, may_change)}
+    there, now = (lambda f: old.get(f, "missing")), (lambda f: new.get(f, "missing"))
+    if names:
+      fields = "\n".join(f"  {f}: {there(f)} there, {now(f)} now" for f in sorted(names))
       raise ConfigMismatch(
-        f"{path.parent} was written by another configuration:\n{lines}\nUse these values, or another work directory."
+        f"{path.parent} was written by another configuration:\n{fields}\n"
+        "Use these values, or another work directory."
       )
   part = path.with_suffix(".part")
-  part.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+  part.write_text(text, encoding="utf-8")
   part.replace(path)
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: pathlib.Path) -> dict[str, str]:
   try:
-    return _fields(json.loads(path.read_text(encoding="utf-8")))
+    return _shown(json.loads(path.read_text(encoding="utf-8")))
   except (ValueError, AttributeError) as error:
     raise ConfigMismatch(
       f"{path} is not a configuration that was written here ({error}); use another work directory"
     ) from error
 
 
-def _fields(config: dict, prefix: str = "") -> dict:
+def _shown(config: dict, prefix: str = "") -> dict[str, str]:
+  """The fields by dotted name, as they are shown and compared."""
   fields = {}
   for key, value in config.items():
     if isinstance(value, dict) and value:
-      fields.update(_fields(value, f"{prefix}{key}."))
+      fields.update(_shown(value, f"{prefix}{key}."))
     else:
-      fields[f"{prefix}{key}"] = value
+      fields[f"{prefix}{key}"] = repr(value)
   return fields
-
-
-def _missing_or(fields: dict, name: str) -> str:
-  return repr(fields[name]) if name in fields else "missing"
 
 
 def _covered(field: str, names: Sequence[str]) -> bool:

@@ -1,0 +1,66 @@
+"""What a checkpoint holds of a pytree: a flat dictionary of host arrays, each with a checksum."""
+
+import concurrent.futures
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.core.module import flatten, unflatten
+
+
+def to_host(tree) -> tuple[dict[str, Any], dict[str, int | None]]:
+  """Copies of a tree's arrays on the host by name (`core.module.flatten`), and their checksums.
+
+  Random keys become their data. An array that is spread over several processes stays where it is,
+  for Orbax to write its shards, and has no checksum.
+  """
+
+  def copy(a):
+    a = jax.random.key_data(a) if is_key(a) else a
+    spread = isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated)
+    return a if spread else np.array(a)  # a copy: on the CPU, a view is donated with its array
+
+  arrays = flatten(jax.tree.map(copy, tree))
+  with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
+    return arrays, dict(zip(arrays, pool.map(checksum, arrays.values()), strict=True))
+
+
+def checksum(a) -> int | None:
+  """CRC-32 of a host array's bytes; None for an array on devices."""
+  if not isinstance(a, np.ndarray):
+    return None
+  return zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data)
+
+
+def expected(template) -> dict[str, jax.ShapeDtypeStruct]:
+  """Names, shapes and dtypes of what `to_host` makes of a tree like the template."""
+  return jax.eval_shape(flatten, _bare(template))
+
+
+def from_host(template, arrays: dict[str, np.ndarray]):
+  """The tree of the template's structure and placement with the arrays that `to_host` made."""
+  return jax.tree.map(_place, template, unflatten(_bare(template), arrays))
+
+
+def is_key(a) -> bool:
+  """Whether an array holds typed random keys."""
+  return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def _bare(template):
+  def bare(a):
+    a = jax.eval_shape(jax.random.key_data, a) if is_key(a) else a
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+  return jax.tree.map(bare, template)
+
+
+def _place(leaf, a):
+  """`a` where the template's leaf lies, or on no certain device if that leaf is bound to none."""
+  bound = getattr(leaf, "committed", not isinstance(leaf, jax.Array))
+  sharding = getattr(leaf, "sharding", None) if bound else None
+  a = jnp.array(a) if sharding is None else jax.device_put(a, sharding)
+  return jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if is_key(leaf) else a
