@@ -1,4 +1,7 @@
-"""Controllers of memories with addressed slots; the tokens' share of a step precedes the loop."""
+"""Controllers of memories with addressed slots; the tokens' share of a step precedes the loop.
+
+They are small and run once a token: their width is not split over a mesh's model axis.
+"""
 
 from typing import Any
 
@@ -48,8 +51,10 @@ class LSTM(nnx.Module):
     for layer in range(layers):
       below, back = (dim, extra + hidden) if layer == 0 else (hidden, hidden)
       make = {"init": _glorot(below + back, 4 * hidden), "param_dtype": param_dtype, "rngs": rngs}
-      self.inner.append(Linear(below, 4 * hidden, bias=True, bias_init=_forget_bias, **make))
-      self.recurrent.append(Linear(back, 4 * hidden, axes=("memory", "mlp"), **make))
+      names = ("embed" if layer == 0 else "memory", "memory")
+      make_inner = make | {"bias": True, "bias_init": _forget_bias, "axes": names}
+      self.inner.append(Linear(below, 4 * hidden, **make_inner))
+      self.recurrent.append(Linear(back, 4 * hidden, axes=("memory", "memory"), **make))
     init, shape, names = nnx.initializers.normal(0.05), (layers, 2, hidden), ("memory",) * 3
     start = param(rngs, init, shape, axes=names, dtype=param_dtype) if learned_start else None
     self.start = start
@@ -91,10 +96,9 @@ class MLP(nnx.Module):
   ):  # fmt: skip
     checks.positive(dim=dim, hidden=hidden, layers=layers)
     make = {"init": _glorot(dim + extra, hidden), "param_dtype": param_dtype, "rngs": rngs}
-    self.inner = Linear(dim, hidden, bias=True, **make)
-    self.fed_back = Linear(extra, hidden, axes=("memory", "mlp"), **make)
-    make = {"bias": True, "init": _glorot(hidden, hidden), "axes": ("memory", "mlp")}
-    make |= {"param_dtype": param_dtype, "rngs": rngs}
+    self.inner = Linear(dim, hidden, bias=True, axes=("embed", "memory"), **make)
+    self.fed_back = Linear(extra, hidden, axes=("memory", "memory"), **make)
+    make |= {"bias": True, "init": _glorot(hidden, hidden), "axes": ("memory", "memory")}
     self.upper = nnx.List([Linear(hidden, hidden, **make) for _ in range(layers - 1)])
 
   def init_state(self, batch: int) -> tuple[Any, ...]:

@@ -99,7 +99,7 @@ class NeuralTuringMachine(Memory):
       self.controller = MLP(dim, read_heads * width, hidden, **make)
 
     size, features = sum(h * n for h, n in self._fields()), hidden + read_heads * width
-    self.heads = _dense(hidden, size, ("mlp", "memory"), param_dtype, rngs)
+    self.heads = _dense(hidden, size, ("memory", "memory"), param_dtype, rngs)
     self.out = _dense(features, out, ("memory", "embed"), param_dtype, rngs)
     self._first(param_dtype, rngs)
 
@@ -124,7 +124,7 @@ class NeuralTuringMachine(Memory):
   def init_state(self, batch: int) -> NTMState:
     rows = lambda a: jnp.tile(a.astype(jnp.float32)[None], (batch, 1, 1))  # noqa: E731
     if self.first_memory is None:
-      memory = jnp.full((batch, self.slots, self.width), 1e-6)
+      memory = jnp.full((batch, self.slots, self.width), 1e-6, jnp.float32)
     else:
       first = self.first_memory[...]
       memory = rows(first if self.start == "trained" else jnp.tanh(first))
