@@ -41,7 +41,7 @@ def gradients(
   dw[t, j] = <g[t], V[ids[t, j]]>;   dV[r] = sum of w[t, j] g[t] over all (t, j) with id r.
   """
   tokens, bag = ids.shape
-  size = min(TOKENS, tokens)
+  size = max(1, min(TOKENS, tokens))
 
   def cut(array):  # the padding reads row 0 with weight 0
     array = jnp.pad(array, ((0, -tokens % size), (0, 0)))

@@ -1,0 +1,105 @@
+"""The staircase search against all n * n sums: scores, ids, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.product_key_topk import chunk, product_key_topk
+
+
+def inputs(tokens, heads, width, n, dtype=jnp.float32):
+  q, k = jax.random.split(jax.random.key(n))
+  queries = jax.random.normal(q, (tokens, heads, width)).astype(dtype)
+  return queries, jax.random.normal(k, (heads, 2, n, width // 2)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "heads", "width", "n", "top_k"),
+  [(5, 2, 8, 16, 1), (5, 2, 8, 16, 5), (3, 1, 6, 33, 33), (7, 3, 4, 64, 32), (1, 1, 2, 1, 1)],
+)
+def test_equals_brute_force(tokens, heads, width, n, top_k):
+  queries, keys = inputs(tokens, heads, width, n)
+  cotangent = jax.random.normal(jax.random.key(1), (tokens, heads, top_k))
+
+  def run(name):
+    def weighted(queries, keys):
+      scores, ids = product_key_topk(queries, keys, top_k, implementation=name)
+      return jnp.sum(scores * cotangent), (scores, ids)
+
+    return jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(queries, keys)
+
+  grads, (scores, ids) = run("chunk")
+  grads_ref, (scores_ref, ids_ref) = run("reference")
+  np.testing.assert_array_equal(ids, ids_ref)
+  np.testing.assert_allclose(scores, scores_ref, rtol=1e-6, atol=1e-6)
+  assert scores.dtype == jnp.float32 and ids.dtype == jnp.int32
+  for grad, ref in zip(grads, grads_ref, strict=True):
+    np.testing.assert_allclose(grad, ref, rtol=1e-5, atol=1e-5)
+
+
+def test_the_definition_is_a_sort_of_all_sums():
+  """By numpy, so that reference and fast form cannot be wrong together."""
+  queries, keys = map(np.asarray, inputs(4, 2, 6, 8))
+  scores, ids = product_key_topk(jnp.asarray(queries), jnp.asarray(keys), 8)
+  for t in range(4):
+    for h in range(2):
+      first, second = keys[h, 0] @ queries[t, h, :3], keys[h, 1] @ queries[t, h, 3:]
+      sums = [(first[i] + second[j], i * 8 + j) for i in range(8) for j in range(8)]
+      best = sorted(sums, reverse=True)[:8]
+      np.testing.assert_array_equal(ids[t, h], [slot for _, slot in best])
+      np.testing.assert_allclose(scores[t, h], [score for score, _ in best], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("top_k", "pairs"), [(1, 1), (8, 20), (16, 50), (32, 119), (64, 280), (128, 645)]
+)
+def test_staircase_has_the_pairs_that_can_win(top_k, pairs):
+  first, second = chunk.staircase(top_k)
+  assert len(first) == pairs
+  assert set(zip(first, second, strict=True)) == {
+    (a, c) for a in range(top_k) for c in range(top_k) if (a + 1) * (c + 1) <= top_k
+  }
+
+
+def test_no_full_sort_is_compiled():
+  """XLA once merged the candidates' slices into the first top-k and sorted: six times slower."""
+  queries, keys = inputs(8, 2, 8, 64)
+  compiled = jax.jit(lambda q, k: product_key_topk(q, k, 4)).lower(queries, keys).compile()
+  assert " sort(" not in compiled.as_text()
+
+
+def test_ties_give_distinct_slots():
+  _, keys = inputs(1, 1, 4, 6)
+  scores, ids = product_key_topk(jnp.zeros((1, 1, 4)), keys, 6)
+  np.testing.assert_array_equal(scores, 0)
+  assert len(set(ids.ravel().tolist())) == 6 and ids.min() >= 0 and ids.max() < 36
+
+
+def test_bfloat16_scores_are_float32():
+  queries, keys = inputs(6, 2, 8, 16, jnp.bfloat16)
+  scores, ids = product_key_topk(queries, keys, 4)
+  wide, wide_ids = product_key_topk(queries.astype(jnp.float32), keys.astype(jnp.float32), 4)
+  assert scores.dtype == jnp.float32
+  np.testing.assert_array_equal(ids, wide_ids)
+  np.testing.assert_allclose(scores, wide, rtol=1e-6)
+  grads = jax.grad(lambda q, k: jnp.sum(product_key_topk(q, k, 4)[0]), (0, 1))(queries, keys)
+  assert {g.dtype for g in grads} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+  ("change", "error", "message"),
+  [
+    ({"queries": jnp.zeros((3, 8))}, ValueError, r"queries has shape \[3, 8\].*\[T, H, dk\]"),
+    ({"keys": jnp.zeros((2, 2, 5, 3))}, ValueError, r"keys has shape.*\[2, 2, n, 4\]"),
+    ({"keys": jnp.zeros((2, 2, 5, 4), int)}, TypeError, "keys has dtype int32"),
+    ({"top_k": 6}, ValueError, "top_k=6 .* 1 to the 5 keys"),
+    ({"top_k": 0}, ValueError, "top_k=0"),
+    ({"implementation": "tpu"}, ValueError, "'tpu' of product_key_topk.*'reference', 'chunk'"),
+  ],
+)
+def test_errors_name_the_argument(change, error, message):
+  queries, keys = inputs(3, 2, 8, 5)
+  arguments = {"queries": queries, "keys": keys, "top_k": 2, **change}
+  with pytest.raises(error, match=message):
+    product_key_topk(**arguments)
