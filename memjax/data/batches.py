@@ -48,7 +48,7 @@ class Layout:
     valid = offset < self.lengths[document]
     token = np.where(valid, self.first[document] + offset, 0)
     following = np.where(token == self.last[document], self.after[document], token + 1)
-    return token, following, valid & (offset == 0), valid
+    return token, following, offset == 0, valid
 
 
 class Cut(Sequence[Batch]):
