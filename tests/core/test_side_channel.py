@@ -1,4 +1,4 @@
-"""The side channel end to end: layers in a stack, segments in a wrapper, rematerialised, differentiated."""
+"""The side channel through layers of a stack and segments of a wrapper, rematerialised."""
 
 import functools
 
