@@ -1,0 +1,1 @@
+"""Recipes: each file is one experiment with its expected number, time and command."""

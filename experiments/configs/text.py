@@ -1,0 +1,78 @@
+"""A byte language model with a product-key memory (Memory+) against its dense twin, on the source
+of Python's own library.
+
+Expected: see README.md. Run: `make train`, or
+
+    python -m experiments.train --config=experiments/configs/text.py --workdir=runs/text
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.job = "experiments.jobs.text"
+  config.seed = 0
+  config.steps = 400
+  config.batch_size = 16
+  config.sequence_length = 256
+  config.accumulate = 1  # microbatches a step
+
+  config.data = data = config_dict.ConfigDict()
+  data.source = "stdlib"  # stdlib | text (with path) | tfds (with name)
+  data.path = ""  # a glob of text files
+  data.name = ""  # a TFDS text set
+  data.tokenizer = ""  # a `tokenizers` JSON file; empty: bytes
+  data.cache = ""  # where prepared data is kept; empty: the user's cache folder
+
+  config.model = model = config_dict.ConfigDict()
+  model.dim = 128
+  model.layers = 4
+  model.heads = 4
+  model.hidden = 0  # of the feed-forward; 0: 4 * dim
+  model.window = config_dict.placeholder(int)  # attention window; None: all that came before
+  model.dropout = 0.0
+  model.tied = False
+  model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
+  model.remat = ""  # "" | dots | full
+  model.memory = "memory_plus"  # memory_plus | product_keys | ntm | none
+  model.memory_layers = (2,)  # blocks whose feed-forward is replaced
+  model.memory_keys = 128  # per half: keys^2 values
+  model.memory_heads = 2
+  model.memory_top_k = 16
+  model.memory_query_dim = 64
+  model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
+  model.memory_qk_norm = True  # memory_plus
+  model.memory_slots = 32  # ntm
+  model.memory_slot_width = 16
+
+  config.optimizer = optimizer = config_dict.ConfigDict()
+  optimizer.learning_rate = 3e-3
+  optimizer.table_learning_rate = 3e-2  # memory values
+  optimizer.weight_decay = 0.1
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.95
+  optimizer.clip = 1.0
+  optimizer.table_clip = config_dict.placeholder(float)  # None: memory values are not clipped
+  optimizer.warmup = 0.05  # share of the steps
+  optimizer.decay = "cosine"
+
+  config.twin = twin = config_dict.ConfigDict()
+  twin.train = True  # the dense twin: feed-forward layers only, equal tokens
+  twin.learning_rate = 3e-3
+
+  config.evaluation = evaluation = config_dict.ConfigDict()
+  evaluation.every = 50
+  evaluation.tokens = 65_536  # of the validation text, during training
+  evaluation.final_tokens = 524_288
+
+  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  checkpoint.every = 100
+  checkpoint.keep = 2  # the last ones, and the best
+  config.max_bad_steps = 20  # steps in a row that are not finite before the run stops
+
+  config.sample = sample = config_dict.ConfigDict()
+  sample.prompt = "def "
+  sample.tokens = 300
+  sample.temperature = 0.7
+  return config

@@ -1,0 +1,1 @@
+"""What `experiments.train` can run: a module a job, named by `config.job`, with `run`."""

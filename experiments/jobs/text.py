@@ -1,0 +1,220 @@
+"""The main job: a language model with a memory, its dense twin, and the comparison of the two."""
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+
+from experiments import cli, models, plots, runs
+from experiments.console import TrainingBar, console, table
+from experiments.metrics import MetricsWriter, read
+from experiments.usage import memory_usage
+from memjax import training
+from memjax.transformer import generate
+
+MAY_CHANGE = ("evaluation", "checkpoint", "sample")
+
+
+@dataclasses.dataclass
+class Trained:
+  """One trained model and what its training cost."""
+
+  name: str
+  model: object
+  bits: float  # validation bits per byte
+  seconds: float  # of training, evaluations not counted
+  curve: list[dict[str, float]]
+
+
+def run(config, workdir: pathlib.Path) -> bool:
+  """Trains the memory model and its dense twin, then reports. Returns False when a signal stopped
+  it."""
+  with cli.one_line():
+    corpus = runs.load_corpus(config.data)
+  console.print(
+    f"text: {corpus.num_bytes['train'] / 1e6:.1f} MB to train on, "
+    f"{corpus.num_bytes['validation'] / 1e6:.2f} MB to validate, "
+    f"{corpus.vocab_size} tokens; workdir {workdir}"
+  )
+  trained = []
+  with training.StopOnSignal() as stop:
+    for name, memory in runs.contenders(config).items():
+      result = train(config, corpus, workdir / name, name, memory, stop)
+      if result is None:
+        return False
+      trained.append(result)
+  report(config, corpus, workdir, trained)
+  return True
+
+
+def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | None:
+  """Trains one model, or goes on where its newest checkpoint stands; None when a signal stopped
+  it."""
+  with cli.one_line():
+    optimizer, state = runs.set_up(config, corpus.vocab_size, memory)
+  loss_fn = training.language_model_loss()
+  watch = Watch(config, corpus, folder, name)
+  eval_step = training.make_eval_step(loss_fn)
+
+  def batches(tokens):
+    return corpus.evaluation_batches(
+      sequence_length=config.sequence_length, batch_size=config.batch_size, max_tokens=tokens
+    )
+
+  def evaluate(state):
+    metrics = training.evaluate(eval_step, state, batches(config.evaluation.tokens))
+    return {**metrics, **memory_usage(state.model, batches(config.evaluation.tokens))}
+
+  with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+    result = training.fit(
+      state,
+      training.make_train_step(loss_fn, optimizer, accumulate=config.accumulate),
+      corpus.train_batches(
+        sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed
+      ),
+      steps=config.steps,
+      evaluate=evaluate,
+      evaluate_every=config.evaluation.every,
+      checkpoints=checkpoints,
+      save_every=config.checkpoint.every,
+      max_bad_steps=config.max_bad_steps,
+      stop=stop,
+      extra=watch.extra,
+      on_start=watch.start,
+      on_step=watch.step,
+      on_evaluation=watch.evaluation,
+      on_checkpoint=watch.checkpoint,
+    )
+  watch.close()
+  if result.stopped:
+    return None
+  final = training.evaluate(eval_step, result.state, batches(config.evaluation.final_tokens))
+  bits = runs.bits_per_byte(final["loss"], corpus)
+  return Trained(name, result.state.model, bits, watch.seconds, read(folder / "metrics.csv"))
+
+
+class Watch:
+  """Shows and records one training: progress bar, CSV, TensorBoard, and seconds spent (evaluations
+  not counted)."""
+
+  def __init__(self, config, corpus, folder, name: str):
+    self.config, self.corpus, self.folder, self.name = config, corpus, folder, name
+    self.tokens = config.batch_size * config.sequence_length
+    self.seconds, self.last, self.checkpoint_seconds = 0.0, None, 0.0
+
+  def extra(self) -> dict:
+    """What the checkpoint keeps: seconds of training so far."""
+    return {"seconds": self.seconds}
+
+  def start(self, step: int, extra: dict) -> None:
+    self.seconds = extra.get("seconds", 0.0)
+    self.writer = MetricsWriter(self.folder, start=step)
+    self.bar = TrainingBar(self.name, self.config.steps, start=step)
+    if step:
+      self.bar.line(f"{self.name}: goes on at step {step}")
+    self.last = None
+
+  def step(self, step: int, metrics: dict) -> None:
+    now = time.monotonic()
+    spent = now - self.last if self.last else 0.0  # the first step compiles: not counted
+    self.last = now
+    self.seconds += spent
+    bits = runs.bits_per_byte(metrics["nats"], self.corpus, "train")
+    self.bar.step(step, bits, self._rate(spent))
+    self.writer.write(
+      step,
+      {
+        "tokens": step * self.tokens,
+        "seconds": self.seconds,
+        "train_bits_per_byte": bits,
+        "tokens_per_second": self._rate(spent),
+        "gradient_norm": metrics["grad_norm"],
+        "skipped_steps": metrics["skipped"],
+      },
+    )
+    if not metrics["finite"]:
+      self.bar.line(
+        f"{self.name}: step {step} was not finite and changed nothing "
+        f"({metrics['skipped']:.0f} so far)"
+      )
+
+  def _rate(self, seconds: float) -> float:
+    return self.tokens / seconds if seconds else 0.0
+
+  def evaluation(self, step: int, metrics: dict, is_best: bool) -> None:
+    metrics = dict(metrics)
+    bits = runs.bits_per_byte(metrics.pop("loss"), self.corpus)
+    metrics = {k: v for k, v in metrics.items() if k not in ("count", "nats", "seconds")}
+    used = ""
+    if "slots_used" in metrics:
+      used = f", {metrics['slots_used']:.0%} of slots used, KL {metrics['kl_to_uniform']:.2f}"
+    best = "  (best)" if is_best else ""
+    self.bar.line(f"{self.name}: step {step}  validation {bits:.3f} bits/byte{used}{best}")
+    row = {"tokens": step * self.tokens, "seconds": self.seconds, "validation_bits_per_byte": bits}
+    self.writer.write(step, {**row, **metrics})
+    self.last = time.monotonic()
+
+  def checkpoint(self, step: int, seconds: float) -> None:
+    self.checkpoint_seconds += seconds
+
+  def close(self) -> None:
+    self.bar.close()
+    self.writer.close()
+
+
+def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> None:
+  """Prints and writes the table of models, the picture of their curves, and a sample of text."""
+  rows = []
+  for result in trained:
+    tokens = config.steps * config.batch_size * config.sequence_length
+    rows.append(
+      [
+        result.name,
+        f"{models.parameters(result.model):,}",
+        f"{models.flops_per_token(result.model, config.sequence_length) / 1e6:.2f} M",
+        f"{tokens / result.seconds:,.0f}" if result.seconds else "-",
+        f"{result.bits:.3f}",
+      ]
+    )
+  columns = ["model", "parameters", "FLOPs per token", "tokens/s", "validation bits/byte"]
+  text = table("Memory and dense twin: equal tokens", columns, rows)
+  curves = {result.name: result.curve for result in trained}
+  if len(trained) == 2:
+    text += "\n" + _comparison(*trained) + "\n"
+    console.print(_comparison(*trained))
+  plots.learning_curves(workdir / "curves.png", curves, "Validation loss on held-out files")
+  sample = sample_text(config, corpus, trained[0].model)
+  text += f"\n## Sample\n\n```\n{sample}\n```\n"
+  (workdir / "report.md").write_text(text)
+  console.print(f"\nA sample of {trained[0].name}:", style="bold")
+  console.print(sample, markup=False)
+  console.print(f"\nPicture: {workdir / 'curves.png'}   table: {workdir / 'report.md'}")
+
+
+def _comparison(memory: Trained, twin: Trained) -> str:
+  line = f"{memory.name} is {twin.bits - memory.bits:+.3f} bits/byte better at equal tokens"
+  in_time = [
+    row
+    for row in memory.curve
+    if "validation_bits_per_byte" in row and row["seconds"] <= twin.seconds
+  ]
+  last = [row for row in twin.curve if "validation_bits_per_byte" in row]
+  if in_time and last:
+    gain = last[-1]["validation_bits_per_byte"] - in_time[-1]["validation_bits_per_byte"]
+    step = f"its step {in_time[-1]['step']} of {last[-1]['step']}"
+    line += f", and {gain:+.3f} in the twin's {twin.seconds:.0f} s of training ({step})"
+  return line + "."
+
+
+def sample_text(config, corpus, model) -> str:
+  """A continuation of the recipe's prompt."""
+  prompt = corpus.tokenizer.encode(config.sample.prompt)[None]
+  made = generate(
+    model,
+    prompt,
+    max_new_tokens=config.sample.tokens,
+    temperature=config.sample.temperature,
+    key=jax.random.key(config.seed),
+  )
+  return config.sample.prompt + corpus.tokenizer.decode(made.tokens[0])

@@ -1,0 +1,106 @@
+"""From the `model` part of a recipe to a language model: a transformer with a memory in place of
+some feed-forward layers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments import flops
+from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
+from memjax.slots import NeuralTuringMachine
+from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
+
+POOL = "values"  # the name of the pool of values that all memory layers share
+
+
+def _product_keys(model):
+  return functools.partial(
+    ProductKeyMemory,
+    keys=model.memory_keys,
+    heads=model.memory_heads,
+    top_k=model.memory_top_k,
+    query_dim=model.memory_query_dim,
+    query_norm=model.memory_query_norm,
+  )
+
+
+def _memory_plus(model):
+  return functools.partial(
+    MemoryPlus,
+    keys=model.memory_keys,
+    heads=model.memory_heads,
+    top_k=model.memory_top_k,
+    query_dim=model.memory_query_dim,
+    values=POOL,
+    qk_norm=model.memory_qk_norm,
+  )
+
+
+def _ntm(model):
+  return functools.partial(
+    NeuralTuringMachine, slots=model.memory_slots, width=model.memory_slot_width
+  )
+
+
+MEMORIES = {"memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm}
+
+
+def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
+  """The language model of a recipe.
+
+  Args:
+    model: the recipe's `model` part.   vocab: number of tokens.   seed: of the initial parameters.
+    memory: a name in `MEMORIES`, put in place of the feed-forward of `model.memory_layers`;
+      "none": the dense twin.
+
+  Raises:
+    ValueError: an unknown memory, or a layer that is not there.
+  """
+  if memory not in ("none", *MEMORIES):
+    raise ValueError(f"config.model.memory={memory!r} is not one of none, {', '.join(MEMORIES)}")
+  outside = [layer for layer in model.memory_layers if not 0 <= layer < model.layers]
+  if outside:
+    raise ValueError(
+      f"config.model.memory_layers holds {outside}, but the layers are 0 to {model.layers - 1}"
+    )
+  attention = functools.partial(Attention, heads=model.heads, window=model.window)
+  feed_forward = functools.partial(FeedForward, hidden=model.hidden or 4 * model.dim)
+  exceptions = {}
+  if memory != "none":
+    exceptions = {layer: (attention, MEMORIES[memory](model)) for layer in model.memory_layers}
+  shared = (
+    {POOL: functools.partial(value_pool, model.memory_keys**2, model.dim)}
+    if memory == "memory_plus"
+    else {}
+  )
+  body = functools.partial(
+    Stack,
+    pattern=(attention, feed_forward),
+    repeats=model.layers,
+    exceptions=exceptions,
+    dropout=model.dropout,
+    remat=model.remat or None,
+  )
+  return LanguageModel(
+    vocab,
+    model.dim,
+    body=body,
+    tied=model.tied,
+    dtype=jnp.dtype(model.dtype),
+    shared=shared,
+    rngs=nnx.Rngs(seed),
+  )
+
+
+def parameters(model) -> int:
+  """Number of parameters."""
+  return sum(array.size for array in jax.tree.leaves(model))
+
+
+def flops_per_token(model, length: int) -> float:
+  """Floating-point operations of one token's forward pass in a sequence of `length` tokens
+  (backward: twice that)."""
+  ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  return flops.count(lambda model, ids: model(ids, model.init_state(1))[0], model, ids) / length

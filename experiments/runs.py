@@ -1,0 +1,78 @@
+"""A text run's parts, made from its recipe: corpus, models, optimiser, training state; and its
+checkpoints read back."""
+
+import math
+import pathlib
+
+import jax
+
+from experiments import models
+from memjax import data, training
+
+
+def contenders(config) -> dict[str, str]:
+  """`{name: memory}` of the models that a text run trains; a model's folder is its name."""
+  names = {config.model.memory: config.model.memory}
+  if config.twin.train and config.model.memory != "none":
+    names["dense_twin"] = "none"
+  return names
+
+
+def load_corpus(config) -> data.Corpus:
+  """The text that the `data` part of a recipe names."""
+  options = {"tokenizer": config.tokenizer or None, "cache_dir": config.cache or None}
+  if config.source == "text":
+    options["path"] = config.path
+  if config.source == "tfds":
+    options["name"] = config.name
+  return data.load(config.source, **options)
+
+
+def make_optimizer(config, model, learning_rate: float):
+  """AdamW with a rate of its own for memory values; both follow the recipe's schedule."""
+  part = config.optimizer
+  schedule = {"steps": config.steps, "warmup": int(part.warmup * config.steps), "decay": part.decay}
+  return training.make_optimizer(
+    model,
+    learning_rate=training.warmup_decay(learning_rate, **schedule),
+    table_learning_rate=training.warmup_decay(part.table_learning_rate, **schedule),
+    b1=part.b1,
+    b2=part.b2,
+    weight_decay=part.weight_decay,
+    clip=part.clip,
+    table_clip=part.table_clip,
+  )
+
+
+def set_up(config, vocab: int, memory: str):
+  """The optimiser and the initial training state of one model of a run."""
+  model = models.build(config.model, vocab, memory=memory, seed=config.seed)
+  rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
+  optimizer = make_optimizer(config, model, rate)
+  return optimizer, training.init_train_state(model, optimizer, key=jax.random.key(config.seed))
+
+
+def restore(config, workdir: pathlib.Path, name: str, vocab: int):
+  """Step and model of the newest checkpoint of the model `name` of a run.
+
+  Raises:
+    CheckpointError: there is none yet, or none that can be read.
+  """
+  folder = workdir / name / "checkpoints"
+  if not folder.is_dir():
+    raise training.CheckpointError(
+      f"{folder} does not exist yet; train first, or name another model"
+    )
+  _, template = set_up(config, vocab, contenders(config)[name])
+  with training.Checkpoints(str(folder), keep=config.checkpoint.keep) as checkpoints:
+    restored = checkpoints.restore(template)
+  if restored is None:
+    raise training.CheckpointError(
+      f"{folder} holds no checkpoint yet; the first is at step {config.checkpoint.every}"
+    )
+  return restored.step, restored.tree
+
+
+def bits_per_byte(nats_per_token: float, corpus, split: str = "validation") -> float:
+  """Bits per byte of text from nats per token."""
+  return nats_per_token / math.log(2) * corpus.num_tokens[split] / corpus.num_bytes[split]

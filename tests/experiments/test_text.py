@@ -1,0 +1,154 @@
+"""The main job as a user runs it: what it prints and leaves, what it refuses, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments.metrics import MetricsWriter, read
+from tests.experiments.conftest import ROOT, TINY, command, run, train_command
+
+NAMES = ("memory_plus", "dense_twin")
+
+
+def newest_parameters(workdir, name):
+  """Arrays of the newest checkpoint, by name."""
+  code = (
+    "import sys, json, pathlib, numpy as np\n"
+    "from ml_collections import config_dict\n"
+    "from experiments import runs\n"
+    "from memjax.core import flatten\n"
+    "import jax\n"
+    "w = pathlib.Path(sys.argv[1])\n"
+    "c = config_dict.ConfigDict(json.loads((w / 'config.json').read_text()))\n"
+    "step, state = runs.restore(c, w, sys.argv[2], 256)\n"
+    "flat = flatten({'params': state.params, 'optimizer': state.opt_state})\n"
+    "flat = {name.replace('/', '|'): np.asarray(array) for name, array in flat.items()}\n"
+    "np.savez(sys.argv[3], step=step, **flat)\n"
+  )
+  out = workdir / f"{name}.npz"
+  run([sys.executable, "-c", code, str(workdir), name, str(out)])
+  return dict(np.load(out))
+
+
+def test_a_run_prints_and_leaves_what_the_guide_says(finished):
+  workdir, printed = finished
+  for words in (
+    "bits/byte",
+    "tokens/s",
+    "of slots used",
+    "FLOPs per token",
+    "A sample of memory_plus",
+  ):
+    assert words in printed, words
+  for file in ("config.json", "environment.json", "curves.png", "report.md"):
+    assert (workdir / file).stat().st_size > 0
+  assert (workdir / "curves.png").read_bytes()[:4] == b"\x89PNG"
+  assert json.loads((workdir / "environment.json").read_text())["versions"]["jax"]
+  for name in NAMES:
+    rows = read(workdir / name / "metrics.csv")
+    assert [row["step"] for row in rows if "train_bits_per_byte" in row] == list(range(1, 13))
+    losses = [row["validation_bits_per_byte"] for row in rows if "validation_bits_per_byte" in row]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert list((workdir / name).glob("events.out.tfevents.*"))
+
+
+def test_no_tensorflow_is_loaded_after_a_training_run(tmp_path, text):
+  words = train_command(tmp_path / "run", text, steps=2, twin__train=False)[3:]
+  code = (
+    "import sys\n"
+    "from experiments import cli, train\n"
+    "try:\n  cli.run(train.main)\n"
+    "except SystemExit as end:\n  assert not end.code, end.code\n"
+    "assert 'tensorflow' not in sys.modules, 'TensorFlow was loaded'\n"
+  )
+  run([sys.executable, "-c", code, *words])
+
+
+def test_generate_and_evaluate(finished, tmp_path):
+  workdir, _ = finished
+  greedy = ["--tokens=12", "--prompt=7: the", "--temperature=0"]
+  first, again = (run([*command("generate", workdir), *greedy]).stdout for _ in range(2))
+  assert first == again and first.startswith("7: the") and len(first) >= len("7: the") + 12
+  printed = run(command("evaluate", workdir)).stdout
+  assert all(name in printed for name in NAMES) and "bits/byte" in printed
+  other = tmp_path / "other.txt"
+  other.write_text("something else altogether\n" * 200)
+  assert "memory_plus" in run(command("evaluate", workdir, data__path=other)).stdout
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"model__heads_": 3}, "--config.model.heads"),
+    ({"stepps": 3}, "did you mean --config.steps"),
+    ({"steps": "many"}, "steps"),
+    ({"model__memory": "memory_minus"}, "memory_plus"),
+    ({"model__heads": 3}, "heads=3 does not divide dim=16"),
+    ({"model__memory_top_k": 64}, "top_k=64 exceeds keys=8"),
+    ({"model__memory_layers": "(7,)"}, r"[7]"),
+    ({"data__path": "/nowhere/*.txt"}, "/nowhere/*.txt"),
+  ],
+)
+def test_mistakes_are_one_line(tmp_path, text, fields, message):
+  done = run(train_command(tmp_path / "run", text, **fields), expect=2)
+  assert message in done.stderr and "Traceback" not in done.stderr
+  assert len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_a_folder_of_another_configuration_is_refused(finished, text):
+  workdir, _ = finished
+  done = run(train_command(workdir, text, model__dim=32), expect=2)
+  assert "model.dim" in done.stderr
+
+
+def test_a_finished_run_is_not_trained_again(finished, text):
+  workdir, _ = finished
+  before = (workdir / "memory_plus/metrics.csv").read_text()
+  run(train_command(workdir, text))
+  assert (workdir / "memory_plus/metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, text, kill):
+  workdir = tmp_path / "killed"
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  words = train_command(workdir, text)
+  process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  metrics, deadline = workdir / "memory_plus/metrics.csv", time.monotonic() + 200
+  while not [row for row in read(metrics) if row["step"] >= 5]:  # past the first checkpoint
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(kill)
+  process.communicate(timeout=100)
+  assert process.returncode == (0 if kill == signal.SIGTERM else -signal.SIGKILL)
+  run(train_command(workdir, text))
+  for name in NAMES:
+    whole, resumed = (read(w / name / "metrics.csv") for w in (finished[0], workdir))
+    pick = lambda rows, key: [row[key] for row in rows if key in row]  # noqa: E731
+    for key in ("train_bits_per_byte", "validation_bits_per_byte"):
+      assert pick(whole, key) == pick(resumed, key)
+    expected, got = newest_parameters(finished[0], name), newest_parameters(workdir, name)
+    assert expected.keys() == got.keys() and int(got["step"]) == TINY["steps"]
+    for key in expected:
+      np.testing.assert_array_equal(expected[key], got[key], err_msg=key)
+
+
+def test_metrics_of_a_killed_run_are_cut_at_the_checkpoint(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  for step in range(1, 6):
+    writer.write(step, {"loss": 1 / step})
+  writer.close()
+  with (tmp_path / "metrics.csv").open("a") as file:
+    file.write("6,")
+  writer = MetricsWriter(tmp_path, start=3)
+  writer.write(4, {"loss": 0.5, "more": 2.0})
+  writer.close()
+  rows = read(tmp_path / "metrics.csv")
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert rows[-1] == {"step": 4, "loss": 0.5, "more": 2.0} and rows[0] == {"step": 1, "loss": 1.0}
