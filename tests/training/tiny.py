@@ -1,5 +1,7 @@
 """A model of five arrays, its loss, and endless batches that tell their position."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,10 @@ class Sum:
   total: jax.Array = leaf("memory")
 
 
-def tiny(seed: int = 0) -> Tiny:
-  return Tiny(nnx.Rngs(seed))
+@functools.cache
+def tiny() -> Tiny:
+  """One model for all tests: `init_train_state` copies its arrays."""
+  return jax.jit(lambda: Tiny(nnx.Rngs(0)))()
 
 
 def no_memory(rows: int) -> Sum:
