@@ -1,5 +1,43 @@
 """Rows of `memjax.recurrent`."""
 
+import functools
+
+import jax
+
+from memjax.recurrent import RecurrentMemoryTransformer
+from memjax.slots import NeuralTuringMachine
+from memjax.transformer import Attention, LanguageModel, Stack
 from tests.registry import Row
 
-ROWS: list[Row] = []
+_attention = functools.partial(Attention, heads=1, span="span", capacity=4)
+
+
+def _rmt(**options):
+  options = {"body": _attention, "segment": 2, "memory": 1, **options}
+  return functools.partial(RecurrentMemoryTransformer, **options)
+
+
+def _slots(rngs):
+  slots = functools.partial(NeuralTuringMachine, slots=3, width=2, hidden=4)
+  return _rmt(body=functools.partial(Stack, pattern=(_attention, slots)))(4, rngs=rngs)
+
+
+ROWS: list[Row] = [
+  Row("rmt", lambda rngs: _rmt()(4, rngs=rngs), dim=4),
+  Row(
+    "rmt-causal-remat",
+    lambda rngs: _rmt(
+      body=functools.partial(Attention, heads=1, capacity=4), causal_memory=True, remat="full"
+    )(4, rngs=rngs),
+    dim=4,
+  ),
+  Row("rmt-around-slots", _slots, dim=4),
+  Row(
+    "rmt-language-model",
+    lambda rngs: LanguageModel(
+      11, 4, body=_rmt(body=functools.partial(Stack, pattern=(_attention,), repeats=2)), rngs=rngs
+    ),
+    dim=4,
+    inputs=lambda key, batch, length: jax.random.randint(key, (batch, length), 0, 11),
+  ),
+]
