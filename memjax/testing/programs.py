@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from memjax.core import Context, axes, batch_size, split
 from memjax.testing.case import Case
@@ -18,11 +17,11 @@ def types(case: Case) -> list[Finding]:
   found = _called(case, jnp.float32, flags=True)
   if not case.over_ids and not found:
     found = _called(case, jnp.bfloat16, flags=False)
-  twice = nnx.find_duplicates(case.model)
-  if twice:
+  if case.duplicates:
     found.append(
       Finding(
-        "duplicates", f"one variable stands at two places, {twice[0]}: as a pytree it becomes two"
+        "duplicates",
+        f"one variable stands at two places, {case.duplicates[0]}: as a pytree it becomes two",
       )
     )
   return found
@@ -31,8 +30,8 @@ def types(case: Case) -> list[Finding]:
 def _declared(case: Case) -> list[Finding]:
   """Every state leaf names its axes and holds `batch` rows."""
   try:
-    names, rows = axes(case.init), batch_size(case.init)
-  except (TypeError, ValueError) as error:
+    names = axes(case.init)
+  except TypeError as error:
     return [Finding("axes", str(error))]
   for (name, a), own in zip(states(case.init).items(), jax.tree.leaves(names), strict=True):
     if len(own) != np.ndim(a) or list(own).count("batch") != 1:
@@ -41,6 +40,10 @@ def _declared(case: Case) -> list[Finding]:
           "axes", f"{name} has shape {list(a.shape)}, but its axes are declared as {list(own)}"
         )
       ]
+  try:
+    rows = batch_size(case.init)
+  except ValueError as error:
+    return [Finding("axes", str(error))]
   if rows not in (None, case.batch):
     return [Finding("axes", f"init_state({case.batch}) made a state for batch {rows}")]
   return []

@@ -9,6 +9,8 @@ from memjax.core.layers import Linear
 
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
 
+_LARGEST = 1e12  # of what enters an activation
+
 
 class FeedForward(Memory):
   """`y = act(x W1) W2`, or gated `y = (act(x Wg) * (x W1)) W2` (GLU variants, arXiv 2002.05202).
@@ -49,6 +51,12 @@ class FeedForward(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     x = clean(x, valid)
     act = ACTIVATIONS[self.activation]
-    h = self.up(x)
-    h = act(h) if self.gate is None else act(self.gate(x)) * h
+    h = _bound(self.up(x))
+    h = act(h) if self.gate is None else act(_bound(self.gate(x))) * h
     return self.down(h), state
+
+
+def _bound(h: jax.Array) -> jax.Array:
+  """`h` within limits that keep its cube finite: a token that overflows leaves no NaN in gradients."""
+  limit = min(_LARGEST, float(jnp.finfo(h.dtype).max))
+  return jnp.clip(h, -limit, limit)

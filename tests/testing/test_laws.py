@@ -1,0 +1,91 @@
+"""The laws on every row of the registry."""
+
+import importlib
+import inspect
+import pkgutil
+
+import jax
+import pytest
+from flax import nnx
+
+import memjax
+from memjax.core import Memory
+from memjax.testing import FAST, LAWS, report
+from tests.registry import Row, rows
+from tests.testing.changed import changed
+
+ROWS = rows()
+OTHER = tuple(law for law in LAWS if law not in FAST)
+# These rows get the other laws and the second Flax mode in every run.
+SAMPLE = {"stack", "language-model", "ntm-lstm", "product-keys-rms"}
+NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
+
+
+def run(row: Row, laws, record_property):
+  """Runs laws on a row; refuses what breaks them or takes more than the row's share of CPU time."""
+  verdict = report(
+    row.make, dim=row.dim, batch=row.batch, length=row.length, laws=laws, extras=row.extras,
+    inputs=row.inputs, exempt=row.exempt, implementations=row.implementations, task=row.task,
+    tolerance=row.tolerance,
+  )  # fmt: skip
+  record_property("laws", (row.name, round(verdict.seconds, 2)))
+  if verdict.failed:
+    pytest.fail(str(verdict), pytrace=False)
+  assert verdict.seconds <= row.share, (
+    f"{row.name} took {verdict.seconds:.1f} CPU seconds, its share is {row.share}: make its sizes "
+    f"smaller ({', '.join(f'{r.law} {r.seconds:.1f}' for r in verdict.results)})"
+  )
+
+
+def by_name(found):
+  return [pytest.param(row, id=row.name) for row in found]
+
+
+def mostly_slow(found):
+  """The sample and what changed in every run, the other rows under `-m slow`."""
+  marks = lambda row: () if row.name in SAMPLE or changed(row) else pytest.mark.slow  # noqa: E731
+  return [pytest.param(row, id=row.name, marks=marks(row)) for row in found]
+
+
+@pytest.mark.parametrize("row", by_name(ROWS))
+def test_laws(row, record_property):
+  run(row, FAST, record_property)
+
+
+@pytest.mark.parametrize("row", mostly_slow(ROWS))
+def test_other_laws(row, record_property):
+  run(row, OTHER, record_property)
+
+
+@pytest.mark.parametrize("row", mostly_slow(ROWS))
+def test_laws_in_tree_mode(row, record_property):
+  with nnx.set_graph_mode(False):
+    run(row, FAST, record_property)
+
+
+def public_memories():
+  """Every concrete public `Memory` of memjax."""
+  found = set()
+  for part in pkgutil.iter_modules(memjax.__path__):
+    if part.name in NOT_MEMORIES:
+      continue
+    names = [f"memjax.{part.name}"]
+    names += [
+      m.name for m in pkgutil.walk_packages([f"{memjax.__path__[0]}/{part.name}"], f"{names[0]}.")
+    ]
+    for name in names:
+      found |= {
+        value for _, value in inspect.getmembers(importlib.import_module(name), inspect.isclass)
+      }
+  own = [c for c in found if issubclass(c, Memory) and c.__module__.startswith("memjax.")]
+  return {c for c in own if not inspect.isabstract(c) and not c.__name__.startswith("_")}
+
+
+def test_every_public_memory_has_a_row():
+  made = {type(jax.eval_shape(lambda row=row: row.make(rngs=nnx.Rngs(0)))) for row in ROWS}
+  missing = sorted(c.__qualname__ for c in public_memories() - made)
+  assert not missing, f"add rows in tests/registry/ for {', '.join(missing)}"
+
+
+def test_the_sample_is_in_the_registry():
+  assert SAMPLE <= {row.name for row in ROWS}
