@@ -10,6 +10,8 @@ COMMA := ,
 PIP := -m pip --disable-pip-version-check install -qq
 # libtpu, where it is installed, would look for a TPU.
 TEST_ENV := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1
+# On the newest jax the tests also compile as users' programs do (tests/conftest.py).
+NEWEST_ENV := $(TEST_ENV) JAX_DISABLE_MOST_OPTIMIZATIONS=0
 PYTEST := -m pytest -n 2 --dist worksteal
 TRAIN_STAMP := $(VENV)/.train$(subst $(COMMA),-,$(EXTRAS:%=-%))
 NEWEST_TESTS := $(wildcard tests/core tests/testing tests/pallas_kernels tests/transformer \
@@ -45,10 +47,10 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff format
 
 test-newest: $(NEWEST)/.laws
-	$(TEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_TESTS) $(ARGS)
+	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_TESTS) $(ARGS)
 
 test-newest-short: $(NEWEST)/.laws
-	$(TEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_SHORT_TESTS) $(ARGS)
+	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_SHORT_TESTS) $(ARGS)
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/mkdocs build --strict

@@ -23,8 +23,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("memjax")
 
 
+def pytest_configure(config):
+  # Compiling is what tests cost; without LLVM's optimisation a third less.  Slow tests run for long.
+  if config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def pytest_report_header():
-  return f"jax {jax.__version__}, flax {flax.__version__}, {jax.device_count()} devices"
+  optimised = "un" * jax.config.jax_disable_most_optimizations + "optimised"
+  devices = f"{jax.device_count()} devices, {optimised} code"
+  return f"jax {jax.__version__}, flax {flax.__version__}, {devices}"
 
 
 def pytest_collection_modifyitems(items):
