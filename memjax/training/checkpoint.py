@@ -1,9 +1,9 @@
 """Checkpoints on Orbax: written in the background, atomic, verified when they are read.
 
 A checkpoint is a directory named by its step. It holds a flat dictionary of arrays (layers by
-depth, random keys as their data) and a JSON text with the step, the metric, what the caller adds,
-and a CRC-32 of every array and of itself. Orbax renames the directory into place when all of it is
-written, so a kill leaves the old ones.
+depth, random keys as their data), a JSON file with the step, the metric, the arrays' names and what
+the caller adds, and a CRC-32 of every file. Orbax renames the directory into place when all of it
+is written, so a kill leaves the old ones.
 """
 
 import dataclasses
@@ -12,16 +12,17 @@ import json
 import math
 import time
 import warnings
-import zlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from memjax.core import checks
-from memjax.training.checkpoint_arrays import checksum, expected, from_host, to_host
+from memjax.training import checkpoint_files
+from memjax.training.checkpoint_arrays import expected, from_host, to_host
 
-_PARTIAL = (".orbax-checkpoint-tmp", ".deleting")  # what a kill may leave behind
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_DELETING = ".deleting"
 _FULL = ("no space left", "disk quota exceeded", "resource_exhausted")
 
 
@@ -74,7 +75,9 @@ class Checkpoints:
     self.keep, self.read_only, self._sign = keep, read_only, 1 if best_mode == "min" else -1
     self._ocp = ocp
     # Made asynchronously, directories on a full disk raise only after a timeout.
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    options = ocp.options.AsyncOptions(
+      create_directories_asynchronously=False, post_finalization_callback=self._seal
+    )
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
     self._pending: tuple[int, float | None, int] | None = None  # step, metric, bytes
     self._damaged: set[int] = set()
@@ -134,14 +137,13 @@ class Checkpoints:
     self._set_aside()
     if step in self._metrics:
       raise FileExistsError(f"there is a checkpoint of step {step} in {self.directory}")
-    arrays, checksums = to_host(tree)
-    info = {"step": step, "metric": metric, "extra": extra or {}, "checksums": checksums}
-    body = json.dumps(info)
+    arrays = to_host(tree)
+    info = {"step": step, "metric": metric, "extra": extra or {}, "names": list(arrays)}
     self._pending = step, metric, sum(a.nbytes for a in arrays.values())
     args = self._ocp.args
     items = {
       "arrays": args.PyTreeSave({name: a for name, a in arrays.items() if a.size}),
-      "info": args.JsonSave({"body": body, "crc32": zlib.crc32(body.encode())}),
+      "info": args.JsonSave({"json": json.dumps(info)}),  # a text: Orbax reads numbers its own way
     }
     try:
       self._writer.save(self.directory / str(step), args=args.Composite(**items))
@@ -226,8 +228,7 @@ class Checkpoints:
 
   def _load(self, step: int, template, partial: bool) -> Restored:
     info, wanted = self._info(step), expected(template)
-    saved = info["checksums"]
-    _same_names(wanted, saved, partial, step)
+    _same_names(wanted, info["names"], partial, step)
     arrays = self._arrays(step, [name for name, a in wanted.items() if a.size])
     for name, a in wanted.items():
       got = arrays.setdefault(name, np.zeros(a.shape, a.dtype))  # Orbax takes no empty arrays
@@ -236,17 +237,18 @@ class Checkpoints:
           f"{name} is {got.dtype}{list(got.shape)} in the checkpoint of step {step}, which is of "
           f"another model: here it is {a.dtype}{list(a.shape)}"
         )
-      if saved[name] not in (None, checksum(got)):
-        raise _Damaged(f"the content of {name} is not what was saved")
     return Restored(step, from_host(template, arrays), info["extra"])
 
-  def _read(self, step: int, **items):
+  def _read(self, step: int, item: str, request):
+    folder = self.directory / str(step)
+    if flaw := checkpoint_files.flaw(folder, item):
+      raise _Damaged(flaw)
     try:
-      args = self._ocp.args.Composite(**items)
-      return self._writer.restore(self.directory / str(step), args=args)
+      args = self._ocp.args.Composite(**{item: request})
+      return self._writer.restore(folder, args=args)[item]
     except MemoryError:
       raise
-    except Exception as error:  # Orbax, TensorStore and JSON each raise their own
+    except Exception as error:  # Orbax and TensorStore each raise their own
       raise _Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
 
   def _arrays(self, step: int, names: list[str]) -> dict[str, np.ndarray]:
@@ -254,17 +256,10 @@ class Checkpoints:
     request = self._ocp.args.PyTreeRestore(
       dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, kind), partial_restore=True
     )
-    read = self._read(step, arrays=request)["arrays"]
-    return {name: np.asarray(a) for name, a in read.items()}
+    return {name: np.asarray(a) for name, a in self._read(step, "arrays", request).items()}
 
   def _info(self, step: int) -> dict:
-    read = self._read(step, info=self._ocp.args.JsonRestore())["info"]
-    try:
-      if zlib.crc32(read["body"].encode()) == read["crc32"]:
-        return json.loads(read["body"])
-    except (AttributeError, KeyError, TypeError):
-      pass
-    raise _Damaged("the content of its JSON file is not what was saved")
+    return json.loads(self._read(step, "info", self._ocp.args.JsonRestore())["json"])
 
   def _metric(self, step: int) -> float | None:
     try:
@@ -275,9 +270,18 @@ class Checkpoints:
   def _listed(self) -> list[int]:
     return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
 
+  def _seal(self):
+    """Runs in the background when all files are written, before the directory gets its name."""
+    if self._pending is not None:
+      step = str(self._pending[0])
+      for path in self.directory.iterdir():
+        if path.name == step or path.name.startswith(step + _TEMPORARY):
+          checkpoint_files.seal(path)
+
   def _sweep(self):
+    """Removes what killed or failed saves and deletions left behind."""
     for path in self.directory.iterdir():
-      if any(mark in path.name for mark in _PARTIAL):
+      if _TEMPORARY in path.name or path.name.endswith(_DELETING):
         path.rmtree()
 
   def _set_aside(self):
@@ -294,7 +298,7 @@ class Checkpoints:
   def _delete(self, step: int):
     del self._metrics[step]
     if jax.process_index() == 0:  # renamed first: a kill leaves no half under a step's name
-      path = self.directory / f"{step}.deleting"
+      path = self.directory / f"{step}{_DELETING}"
       (self.directory / str(step)).rename(path)
       path.rmtree()
 

@@ -1,7 +1,5 @@
-"""What a checkpoint holds of a pytree: a flat dictionary of host arrays, each with a checksum."""
+"""What a checkpoint holds of a pytree: a flat dictionary of host arrays."""
 
-import concurrent.futures
-import zlib
 from typing import Any
 
 import jax
@@ -11,11 +9,11 @@ import numpy as np
 from memjax.core.module import flatten, unflatten
 
 
-def to_host(tree) -> tuple[dict[str, Any], dict[str, int | None]]:
-  """Copies of a tree's arrays on the host by name (`core.module.flatten`), and their checksums.
+def to_host(tree) -> dict[str, Any]:
+  """Copies of a tree's arrays on the host, by name (`core.module.flatten`).
 
   Random keys become their data. An array that is spread over several processes stays where it is,
-  for Orbax to write its shards, and has no checksum.
+  for Orbax to write its shards.
   """
 
   def copy(a):
@@ -23,16 +21,7 @@ def to_host(tree) -> tuple[dict[str, Any], dict[str, int | None]]:
     spread = isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated)
     return a if spread else np.array(a)  # a copy: on the CPU, a view is donated with its array
 
-  arrays = flatten(jax.tree.map(copy, tree))
-  with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
-    return arrays, dict(zip(arrays, pool.map(checksum, arrays.values()), strict=True))
-
-
-def checksum(a) -> int | None:
-  """CRC-32 of a host array's bytes; None for an array on devices."""
-  if not isinstance(a, np.ndarray):
-    return None
-  return zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data)
+  return flatten(jax.tree.map(copy, tree))
 
 
 def expected(template) -> dict[str, jax.ShapeDtypeStruct]:

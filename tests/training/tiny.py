@@ -55,7 +55,7 @@ def no_memory(rows: int) -> Sum:
 
 
 def squares(model, memory, batch, key):
-  """Sum of squared errors over the rows that count; the memory adds up what was said of each row."""
+  """Squared errors of the rows that count; the memory adds up what was said of each row."""
   noise = 0 if key is None else 0.1 * jax.random.normal(key, (WIDTH,)).reshape(1, WIDTH)
   said = model(batch["x"], batch["ids"])
   error = jnp.sum(jnp.square(said + noise - batch["y"]), axis=-1)
