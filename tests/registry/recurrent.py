@@ -4,6 +4,7 @@ import functools
 
 import jax
 
+from memjax.parametric import ProductKeyMemory
 from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.slots import NeuralTuringMachine
 from memjax.transformer import Attention, LanguageModel, Stack
@@ -17,9 +18,10 @@ def _rmt(**options):
   return functools.partial(RecurrentMemoryTransformer, **options)
 
 
-def _slots(rngs):
+def _memories(rngs):
   slots = functools.partial(NeuralTuringMachine, slots=3, width=2, hidden=4)
-  return _rmt(body=functools.partial(Stack, pattern=(_attention, slots)))(4, rngs=rngs)
+  keys = functools.partial(ProductKeyMemory, keys=3, heads=1, top_k=2, query_dim=2)
+  return _rmt(body=functools.partial(Stack, pattern=(_attention, slots, keys)))(4, rngs=rngs)
 
 
 ROWS: list[Row] = [
@@ -31,7 +33,7 @@ ROWS: list[Row] = [
     )(4, rngs=rngs),
     dim=4,
   ),
-  Row("rmt-around-slots", _slots, dim=4),
+  Row("rmt-around-memories", _memories, dim=4),
   Row(
     "rmt-language-model",
     lambda rngs: LanguageModel(
