@@ -1,5 +1,6 @@
 """Memories of a few slots that a network reads and rewrites."""
 
+from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 
-__all__ = ["NTMState", "NeuralTuringMachine"]
+__all__ = ["EndToEndMemoryNetwork", "MemN2NState", "NTMState", "NeuralTuringMachine"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copies:
-  """Inputs `[B, T, bits + 1]`, targets `[B, T, bits]` in {0, 1}, mask `[B, T]` where they are due."""
+  """Inputs `[B, T, bits + 1]`, targets `[B, T, bits]` of 0 and 1, mask `[B, T]`: where due."""
 
   inputs: jax.Array
   targets: jax.Array

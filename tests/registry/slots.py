@@ -1,11 +1,21 @@
 """Rows of `memjax.slots`."""
 
-from memjax.slots import NeuralTuringMachine
+import jax
+
+from memjax.slots import EndToEndMemoryNetwork, NeuralTuringMachine
 from tests.registry import Row
 
 
 def _ntm(**options):
   return lambda rngs: NeuralTuringMachine(4, slots=5, width=3, hidden=4, **options, rngs=rngs)
+
+
+def _memn2n(**options):
+  return lambda rngs: EndToEndMemoryNetwork(11, 4, slots=3, words=2, hops=2, **options, rngs=rngs)
+
+
+def _sentences(key, batch, length):
+  return jax.random.randint(key, (batch, length, 2), 0, 11)
 
 
 ROWS: list[Row] = [
@@ -15,4 +25,6 @@ ROWS: list[Row] = [
     _ntm(controller="mlp", read_heads=2, write_heads=2, read_before_write=False),
     dim=4,
   ),
+  Row("memn2n", _memn2n(), dim=2, inputs=_sentences),
+  Row("memn2n-layerwise", _memn2n(tying="layerwise"), dim=2, inputs=_sentences),
 ]

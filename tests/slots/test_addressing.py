@@ -1,4 +1,4 @@
-"""Addresses over slots: content, shift, sharpening, erase and add, and their gradients at the edges."""
+"""Addresses over slots: content, shift, sharpening, erase and add, and gradients at the edges."""
 
 import chex
 import jax
@@ -63,7 +63,9 @@ def test_shift_over_every_slot_and_over_none():
 
 def test_sharpen_is_the_power_and_leaves_at_one():
   w, gamma = weights(), jnp.full((2, 3), 3.0)
-  np.testing.assert_allclose(addressing.sharpen(w, gamma), w**3 / (w**3).sum(-1, keepdims=True), rtol=1e-4)
+  np.testing.assert_allclose(
+    addressing.sharpen(w, gamma), w**3 / (w**3).sum(-1, keepdims=True), rtol=1e-4
+  )
   np.testing.assert_allclose(addressing.sharpen(w, jnp.ones((2, 3))), w, rtol=1e-5)
 
 
