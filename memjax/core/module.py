@@ -15,10 +15,12 @@ Param = nnx.Param
 BatchStat = nnx.BatchStat
 
 
+@nnx.register_variable_name("memjax_tables", overwrite=True)  # its collection in Linen
 class Table(nnx.Param):
   """A parameter `[rows, value]` that is looked up sparsely and may train by touched rows."""
 
 
+@nnx.register_variable_name("memjax_fixed", overwrite=True)
 class Fixed(nnx.Variable):
   """An array that is saved but never trained: permutations, hash planes, frozen bases."""
 
