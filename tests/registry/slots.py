@@ -2,7 +2,9 @@
 
 import jax
 
+from memjax.core import Memory
 from memjax.slots import EndToEndMemoryNetwork, NeuralTuringMachine
+from memjax.testing import Task
 from tests.registry import Row
 
 
@@ -12,6 +14,26 @@ def _ntm(**options):
 
 def _memn2n(**options):
   return lambda rngs: EndToEndMemoryNetwork(11, 4, slots=3, words=2, hops=2, **options, rngs=rngs)
+
+
+class _OneWord(Memory):
+  """Sentences of one word, given as ids from 0: what law 10 asks."""
+
+  def __init__(self, rngs, **options):
+    self.net = EndToEndMemoryNetwork(
+      10, 16, slots=4, words=1, hops=1, position=None, **options, rngs=rngs
+    )
+
+  def init_state(self, batch):
+    return self.net.init_state(batch)
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    y, state = self.net(x[:, :, None] + 1, state, reset=reset, valid=valid, context=context)
+    return y[:, :, 1:], state
+
+
+def _recalls(**options):
+  return Task(make=lambda rngs: _OneWord(rngs, **options), steps=400)
 
 
 def _sentences(key, batch, length):
@@ -25,6 +47,12 @@ ROWS: list[Row] = [
     _ntm(controller="mlp", read_heads=2, write_heads=2, read_before_write=False),
     dim=4,
   ),
-  Row("memn2n", _memn2n(), dim=2, inputs=_sentences),
-  Row("memn2n-layerwise", _memn2n(tying="layerwise"), dim=2, inputs=_sentences),
+  Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),
+  Row(
+    "memn2n-layerwise",
+    _memn2n(tying="layerwise", position="paper"),
+    dim=2,
+    inputs=_sentences,
+    task=_recalls(tying="layerwise"),
+  ),
 ]
