@@ -1,5 +1,6 @@
 """The weighted bag against its definition (specs: the six tests of the backward pass)."""
 
+import functools
 import re
 
 import jax
@@ -20,16 +21,20 @@ def inputs(tokens, bag, rows, dim, dtype=jnp.float32):
   )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def run(name, values, ids, weights, g):
+  """y, dV, dw of one implementation."""
+
   def bag(values, weights):
     return embedding_bag(values, ids, weights, implementation=name)
 
-  y, pull = jax.vjp(jax.jit(bag), values, weights)
+  y, pull = jax.vjp(bag, values, weights)
   return y, *pull(g)
 
 
-# Fewer, as many and more than a loop's chunk of slots (8) and of tokens (16), and no multiple of it.
-SHAPES = [(1, 1, 3, 2), (5, 3, 7, 4), (16, 8, 50, 6), (37, 21, 40, 5)]
+# Fewer, as many, and more than a loop takes at once (8 slots, 16 tokens), and no multiple of it.
+SHAPES = [(1, 1, 3, 2), (16, 8, 50, 6), (21, 11, 30, 5)]
+ONE = SHAPES[-1]  # most tests share a shape, and so a compilation
 
 
 @pytest.mark.parametrize(("tokens", "bag", "rows", "dim"), SHAPES)
@@ -40,36 +45,40 @@ def test_equals_the_definition(tokens, bag, rows, dim):
 
 
 def test_repeated_ids_in_a_bag_add_up():
-  values, _, weights, g = inputs(4, 3, 5, 2)
-  ids = jnp.full((4, 3), 2)
+  values, ids, weights, g = inputs(*ONE)
+  ids = jnp.full_like(ids, 2)
   y, grad_values, _ = run("chunk", values, ids, weights, g)
-  np.testing.assert_allclose(y, weights.sum(1)[:, None] * values[2:3], rtol=1e-5)
-  np.testing.assert_allclose(grad_values[2], jnp.sum(weights.sum(1)[:, None] * g, 0), rtol=1e-5)
+  want = weights.sum(1)[:, None] * values[2:3]
+  np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+  want = jnp.sum(weights.sum(1)[:, None] * g, 0)
+  np.testing.assert_allclose(grad_values[2], want, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_nobody_read_have_no_gradient():
-  values, ids, weights, g = inputs(20, 4, 60, 3)
+  values, ids, weights, g = inputs(*ONE)
+  ids = ids % 7
   _, grad_values, _ = run("chunk", values, ids, weights, g)
-  untouched = np.setdiff1d(np.arange(60), np.asarray(ids))
-  assert len(untouched)
+  untouched = np.setdiff1d(np.arange(ONE[2]), np.asarray(ids))
+  assert len(untouched) >= 23
   np.testing.assert_array_equal(grad_values[untouched], 0)
 
 
 def test_the_backward_pass_repeats_bit_for_bit():
-  arguments = inputs(40, 9, 4, 8)
+  arguments = inputs(*ONE)
   for first, second in zip(run("chunk", *arguments), run("chunk", *arguments), strict=True):
     np.testing.assert_array_equal(first, second)
 
 
 def test_a_weight_of_zero_still_has_a_gradient():
-  values, ids, weights, g = inputs(6, 4, 10, 3)
+  values, ids, weights, g = inputs(*ONE)
   _, _, grad_weights = run("chunk", values, ids, jnp.zeros_like(weights), g)
-  np.testing.assert_allclose(grad_weights, jnp.einsum("td,tbd->tb", g, values[ids]), rtol=1e-5)
+  want = np.einsum("td,tbd->tb", g, values[ids])
+  np.testing.assert_allclose(grad_weights, want, rtol=1e-5, atol=1e-5)
 
 
 def test_all_reads_of_one_row():
-  values, _, weights, g = inputs(33, 17, 5, 4)
-  arguments = (values, jnp.zeros((33, 17), int), weights, g)
+  values, ids, weights, g = inputs(*ONE)
+  arguments = (values, jnp.zeros_like(ids), weights, g)
   for got, want in zip(run("chunk", *arguments), run("reference", *arguments), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
