@@ -16,7 +16,8 @@ PYTEST := -m pytest -n 2 --dist worksteal
 TRAIN_STAMP := $(VENV)/.train$(subst $(COMMA),-,$(EXTRAS:%=-%))
 NEWEST_TESTS := $(wildcard tests/core tests/testing tests/pallas_kernels tests/transformer \
   tests/slots tests/parametric tests/recurrent)
-NEWEST_SHORT_TESTS := $(wildcard tests/core tests/pallas_kernels)
+NEWEST_SHORT := tests/core tests/pallas_kernels tests/testing/test_laws.py \
+  -k 'not test_laws.py or stack or language-model or ntm-lstm or product-keys-rms'
 
 .PHONY: help train test test-slow lint format test-newest test-newest-short docs clean
 help:
@@ -50,7 +51,7 @@ test-newest: $(NEWEST)/.laws
 	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_TESTS) $(ARGS)
 
 test-newest-short: $(NEWEST)/.laws
-	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_SHORT_TESTS) $(ARGS)
+	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_SHORT) $(ARGS)
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/mkdocs build --strict

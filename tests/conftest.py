@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("memjax")
 
 
 def pytest_configure(config):
-  # Compiling is what tests cost; without LLVM's optimisation a third less.  Slow tests run for long.
+  # Compiling is what tests cost: a third less without LLVM's optimisation.  Slow tests run long.
   if config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 
