@@ -1,4 +1,4 @@
-"""The ten laws that every memory obeys, as a kit that anyone can run on a memory of their own: `check(make, dim=8)`."""
+"""The ten laws that every memory obeys, as a kit for memories of your own: `check(make, dim=8)`."""
 
 from memjax.testing.case import Case
 from memjax.testing.compare import Finding

@@ -1,10 +1,11 @@
-"""One memory at one tiny size with its few compiled functions, which all laws share: compiling is what the laws cost."""
+"""One memory at one tiny size, with the few compiled functions that all laws share.
 
-import dataclasses
+Compiling is what the laws cost: nearly all of them are runs of one function at two lengths.
+"""
+
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,79 +13,15 @@ import numpy as np
 from flax import nnx
 
 from memjax.core import Context, Memory, join, split
+from memjax.testing.compiling import jit
 from memjax.testing.task import Task
+from memjax.testing.tokens import Run, Tokens, is_float
 
-SPREAD = 0.1  # what is added to every parameter: an output projection that starts at zero would hide everything
+SPREAD = 0.1  # noise on every parameter: an output that starts at zero would hide everything
 
 
 class NotApplicable(Exception):
   """A law that cannot be asked of this memory, or here; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What one call gave, as NumPy arrays: `y`, the state, and the gradients of a random weighted sum of both."""
-
-  y: np.ndarray
-  state: Any
-  params: dict[str, np.ndarray]
-  x: np.ndarray | None
-  start: list[np.ndarray]  # with respect to the float leaves of the given state
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-  """`x [B, T, ...]` with what belongs to each token: entries of the context and the weights of its output in the loss."""
-
-  x: np.ndarray
-  entries: dict[str, np.ndarray]
-  weights: np.ndarray
-
-  def __getitem__(self, times) -> "Tokens":
-    return self.map(lambda a: a[:, times])
-
-  def map(self, fn) -> "Tokens":
-    """The tokens with `fn` applied to every array."""
-    return Tokens(fn(self.x), {k: fn(v) for k, v in self.entries.items()}, fn(self.weights))
-
-  def order(self, times: np.ndarray) -> "Tokens":
-    """Token `times[b, t]` at `[b, t]`."""
-    return self.map(lambda a: np.stack([row[index] for row, index in zip(a, times, strict=True)]))
-
-  def change(self, **fields) -> "Tokens":
-    """The tokens with other arrays."""
-    return dataclasses.replace(self, **fields)
-
-
-def is_float(a) -> bool:
-  """Whether an array (concrete or abstract) is of a floating dtype."""
-  return jnp.issubdtype(a.dtype, jnp.floating)
-
-
-@functools.cache
-def _options() -> dict:
-  """Compiler options of a CPU that make compiling five times cheaper: running costs the laws nothing."""
-  if jax.default_backend() != "cpu":
-    return {}
-  wanted = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-  }
-
-  def known(option):  # names come and go with XLA's versions
-    try:
-      jax.jit(lambda a: a, compiler_options=dict([option])).lower(0.0).compile()
-    except Exception:  # whatever it raises, the option is left out
-      return False
-    return True
-
-  return dict(filter(known, wanted.items()))
-
-
-def jit(fn, **options):
-  """`jax.jit`, compiled as fast as the compiler can."""
-  return jax.jit(fn, compiler_options=_options(), **options)
 
 
 class Case:
@@ -94,11 +31,13 @@ class Case:
     make_memory: called as `make_memory(rngs=nnx.Rngs)`; returns the memory.
     dim: width D of x.
     batch: number of rows, at least 2.
-    length: tokens T of a call, an even number of segments, at least 4; None: 8 tokens or 4 segments.
+    length: tokens T of a call, an even number of segments, at least 4; None: 8 tokens or 4
+      segments.
     extras: `(batch, length) -> Context`, for a memory that reads one.
     inputs: `(key, batch, length) -> x`, for a memory over ids.
     implementations, task: for the laws `implementations` and `remembers`.
-    tolerance: largest difference of two values, relative to the largest element of the array (gradients: ten times it).
+    tolerance: largest difference of two values, relative to the largest element of the array
+      (gradients: ten times it).
     seed: of parameters and inputs.
 
   Raises:
@@ -106,9 +45,10 @@ class Case:
   """
 
   def __init__(
-    self, make_memory: Callable[..., Memory], *, dim: int, batch: int = 2, length: int | None = None,
-    extras: Callable[[int, int], Context] | None = None, inputs: Callable | None = None, implementations: tuple = (),
-    task: Task | None = None, tolerance: float | None = None, seed: int = 0,
+    self, make_memory: Callable[..., Memory], *, dim: int, batch: int = 2,
+    length: int | None = None, extras: Callable[[int, int], Context] | None = None,
+    inputs: Callable | None = None, implementations: tuple = (), task: Task | None = None,
+    tolerance: float | None = None, seed: int = 0,
   ):  # fmt: skip
     self.implementations, self.task = implementations, Task() if task is None else task
     self.make, self.dim, self.batch, self.seed = make_memory, dim, batch, seed
@@ -128,9 +68,8 @@ class Case:
     if batch < 2:
       raise ValueError(f"batch={batch}; the laws compare rows, so it must be at least 2")
     params, self.rest = split(made)
-    self.params = {
-      name: self._spread(np.asarray(a)) for name, a in params.items()
-    }  # in NumPy: donation cannot reach them
+    # In NumPy: a donated state cannot delete them.
+    self.params = {name: self._spread(np.asarray(a)) for name, a in params.items()}
     self.model = join(jax.device_put(self.params), self.rest)
 
   def _made(self) -> Memory:
@@ -143,7 +82,7 @@ class Case:
     length = (8 if g == 1 else 4 * g) if length is None else length
     if length % (2 * g) or length < 4 * g:
       raise ValueError(
-        f"length={length} must be an even number of segments of {g} and at least {4 * g}: such as {4 * g}"
+        f"length={length} must be an even number of segments of {g} tokens, at least {4 * g}"
       )
     return length
 
@@ -158,12 +97,9 @@ class Case:
   def tokens(self) -> Tokens:
     """The T tokens that most laws use."""
     x = self.draw(self.length)
-    entries = (
-      {} if self.extras is None else jax.device_get(self.extras(self.batch, self.length).tokens)
-    )
-    y = jax.eval_shape(
-      lambda m, *args: m(*args, context=self.context(entries))[0], self.model, x, self.init
-    )
+    entries = {} if self._context is None else jax.device_get(self._context.tokens)
+    given = (self.model, x, self.init, self.context(entries))
+    y = jax.eval_shape(lambda m, x, state, context: m(x, state, context=context)[0], *given)
     return Tokens(x, entries, self.numbers.standard_normal(y.shape).astype(np.float32))
 
   def draw(self, length: int) -> np.ndarray:
@@ -186,9 +122,11 @@ class Case:
 
   def context(self, entries: dict) -> Context | None:
     """The context of a call whose tokens have these entries."""
-    if self.extras is None:
-      return None
-    return self.extras(self.batch, self.length).with_tokens(entries)
+    return None if self._context is None else self._context.with_tokens(entries)
+
+  @functools.cached_property
+  def _context(self) -> Context | None:
+    return None if self.extras is None else self.extras(self.batch, self.length)
 
   @functools.cached_property
   def init(self):
@@ -202,16 +140,19 @@ class Case:
   @functools.cached_property
   def state_weights(self):
     """Random weights of the state's float leaves in the loss (a number for the others)."""
-    draw = lambda a: (
-      self.numbers.standard_normal(a.shape).astype(np.float32) if is_float(a) else np.float32(0)
-    )  # noqa: E731
+
+    def draw(a):
+      if not is_float(a):
+        return np.float32(0)
+      return self.numbers.standard_normal(a.shape).astype(np.float32)
+
     return jax.tree.map(draw, self.init)
 
   # ---- calls
 
   def run(
-    self, tokens: Tokens, *, state=None, reset=None, valid=None, state_weights=None, model: Memory | None = None
-  ) -> Run:  # fmt: skip
+    self, tokens: Tokens, *, state=None, reset=None, valid=None, state_weights=None, model=None
+  ) -> Run:
     """One call with both flags given, its gradients with it; one compilation a length.
 
     Args:
@@ -225,7 +166,7 @@ class Case:
       tokens, state=state, reset=reset, valid=valid, state_weights=state_weights, model=model
     )
     (_, (y, new)), (g_params, g_x, g_start) = jax.device_get(self.differentiate(*args))
-    return Run(y, new, g_params, g_x.get("float"), g_start)
+    return Run(y, new, g_params, g_x.get("float", np.zeros((*y.shape[:2], 0))), g_start)
 
   def arguments(
     self, tokens: Tokens, *, state=None, reset=None, valid=None, state_weights=None, model=None
@@ -240,13 +181,13 @@ class Case:
     given = self.init if state is None else state
     x = {"float": tokens.x} if is_float(tokens.x) else {}
     return (
-      params, x, _floats(given), rest, given, state is None, tokens.x, reset, valid, self.context(tokens.entries),
-      tokens.weights, state_weights,
+      params, x, _floats(given), rest, given, state is None, tokens.x, reset, valid,
+      self.context(tokens.entries), tokens.weights, state_weights,
     )  # fmt: skip
 
   @functools.cached_property
   def differentiate(self):
-    """Value, aux `(y, state)` and gradients (parameters, x, float leaves of the state) of the random loss, compiled."""
+    """`(loss, (y, state)), gradients`: by parameters, x and the float leaves of the state."""
 
     def loss(
       params, x_float, floats, rest, state, fresh, x, reset, valid, context, weights, state_weights
@@ -279,7 +220,8 @@ class Case:
   def step(self, x, state, entries: dict):
     """`y, state` of one token, left on the device; the given state is donated.
 
-    `self.traces` counts how often it was traced, `self.refused` holds the warnings of donations that JAX refused.
+    `self.traces` counts how often it was traced, `self.refused` holds the warnings of donations
+    that JAX refused.
     """
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter("always")

@@ -1,14 +1,15 @@
-"""Findings: what differs, where, by how much, and what usually causes it."""
+"""Findings: what differs, where, by how much."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from memjax.core import axes
 
-Names = Mapping[str, tuple[str, ...]]
+Y_AXES = ("row", "token", "feature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +25,28 @@ class Finding:
   message: str
 
 
-def outputs(y: np.ndarray) -> dict[str, np.ndarray]:
-  """An output as named arrays, for `differences`."""
-  return {"y": y}
+def same_y(case, part: str, got, want, note: str, where=None) -> list[Finding]:
+  """Findings on outputs `[B, T, E]`, of which those at `where [B, T]` count."""
+  return differences(part, {"y": got}, {"y": want}, case.tolerance, where=where, note=note)
 
 
-def states(state) -> dict[str, np.ndarray]:
-  """A state's leaves by name, for `differences`."""
+def same_state(case, part: str, got, want, note: str) -> list[Finding]:
+  """Findings on states, leaf by leaf."""
+  return differences(
+    part, states(got), states(want), case.tolerance, names=state_axes(want), note=note
+  )
+
+
+def same_gradients(case, part: str, got: Mapping, want: Mapping, note: str) -> list[Finding]:
+  """Findings on gradients by name."""
+  named = lambda arrays: {f"d loss / d {name}": a for name, a in arrays.items()}  # noqa: E731
+  return differences(part, named(got), named(want), 10 * case.tolerance, note=note)
+
+
+def states(state) -> dict[str, Any]:
+  """A state's leaves by name: `state.memory`, `state.layers['0'].h`."""
   flat, _ = jax.tree_util.tree_flatten_with_path(state)
   return {"state" + jax.tree_util.keystr(path): a for path, a in flat}
-
-
-def gradients(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Gradients of parameters by name, for `differences`."""
-  return {f"d loss / d {name}": a for name, a in params.items()}
 
 
 def state_axes(state) -> dict[str, tuple[str, ...]]:
@@ -47,81 +56,61 @@ def state_axes(state) -> dict[str, tuple[str, ...]]:
 
 def differences(
   part: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], tolerance: float, *,
-  where: np.ndarray | None = None, names: Names | None = None, note: str = "",
+  where: np.ndarray | None = None, names: Mapping | None = None, note: str = "",
 ) -> list[Finding]:  # fmt: skip
-  """At most one finding: the worst element of all arrays, where it is, and how many arrays differ.
+  """At most one finding: the worst element of all arrays, and how many others differ.
 
   Args:
     part: of the law.
-    got, want: arrays by name; those of `want` must be finite.
-    tolerance: of `|got - want|`, relative to the largest element of the array (and, a hundredth of it, of all arrays).
-    where: `[B, T] bool`, the outputs to compare; None: all.
-    names: of each array's axes; those of `y` are row, token, feature.
-    note: said after the numbers, such as what was compared with what.
+    got, want: arrays by name. An element that is not finite in either differs.
+    tolerance: of `|got - want|`, relative to the largest element of the array (and, a hundredth of
+      it, of all arrays).
+    where: `[B, T] bool`, what to compare of each array; None: all.
+    names: of each array's axes; None: those of y.
+    note: said after the numbers: what was compared with what.
   """
-  top = max((_largest(_pick(a, where)) for a in want.values()), default=0.0)
+  top = max((_largest(a, where) for a in want.values()), default=0.0)
   bad = []
   for name, a in want.items():
-    limit = tolerance * (_largest(_pick(a, where)) + 0.01 * top + 1e-6)
+    limit = tolerance * (_largest(a, where) + 0.01 * top + 1e-6)
     off = _off(got[name], a, where)
     if off.size and not np.max(off) <= limit:
       bad.append((np.max(off) / limit, name, off, limit))
   if not bad:
     return []
   _, name, off, limit = max(bad, key=lambda entry: entry[0])
-  message = _message(
-    name, got[name], want[name], off, limit, (names or {}).get(name, ("row", "token", "feature"))
-  )
-  others = f"; {len(bad) - 1} of {len(want) - 1} other arrays differ too" if len(bad) > 1 else ""
-  return [Finding(part, message + others + (f" ({note})" if note else ""))]
+  message = _message(name, got[name], want[name], off, limit, (names or {}).get(name, Y_AXES))
+  if len(bad) > 1:
+    message += f"; {len(bad) - 1} of {len(want) - 1} other arrays differ too"
+  return [Finding(part, f"{message} ({note})")]
 
 
-def not_finite(
-  part: str, arrays: Mapping[str, np.ndarray], *, where: np.ndarray | None = None, note: str = ""
-) -> list[Finding]:
-  """A finding for the first array that holds a NaN or an infinity (at `where [B, T]`)."""
-  for name, a in arrays.items():
-    bad = ~np.isfinite(_as_float(a))
-    if where is not None:
-      bad[~where] = False
-    if bad.any():
-      place = place_of(np.argwhere(bad)[0], ("row", "token", "feature"))
-      return [
-        Finding(
-          part,
-          f"{name}{place} is not finite, {bad.sum()} of {bad.size} elements are not"
-          + (f" ({note})" if note else ""),
-        )
-      ]
-  return []
+def not_finite(part: str, name: str, a: np.ndarray, note: str, where=None) -> list[Finding]:
+  """A finding if the array holds a NaN or an infinity (at `where [B, T]`)."""
+  bad = ~np.isfinite(_as_float(a))
+  if where is not None:
+    bad[~where] = False
+  if not bad.any():
+    return []
+  place = _place(np.argwhere(bad)[0], Y_AXES)
+  return [Finding(part, f"{name}{place} is not finite, one of {bad.sum()} ({note})")]
 
 
-def place_of(index, names: tuple[str, ...]) -> str:
-  """An index in words: `[row 1, token 5, feature 3]`; of a parameter or a scalar, the plain index."""
+def _place(index, names: tuple[str, ...]) -> str:
+  """An index in words, `[row 1, token 5, feature 3]`; of a parameter, the plain index."""
   index = [int(i) for i in index]
-  if not index:
-    return ""
-  if len(names) != len(index):
-    return str(index)
-  return (
-    "["
-    + ", ".join(
-      f"{'row' if name == 'batch' else name} {i}" for name, i in zip(names, index, strict=True)
-    )
-    + "]"
-  )
+  if not index or len(names) != len(index):
+    return str(index) if index else ""
+  named = zip(names, index, strict=True)
+  return "[" + ", ".join(f"{'row' if name == 'batch' else name} {i}" for name, i in named) + "]"
 
 
 def _as_float(a: np.ndarray) -> np.ndarray:
   return np.asarray(a).astype(np.float64)
 
 
-def _pick(a: np.ndarray, where: np.ndarray | None) -> np.ndarray:
-  return a if where is None else np.asarray(a)[where]
-
-
-def _largest(a: np.ndarray) -> float:
-  a = np.abs(_as_float(a))
+def _largest(a: np.ndarray, where: np.ndarray | None) -> float:
+  a = np.abs(_as_float(a if where is None else a[where]))
   a = a[np.isfinite(a)]
   return float(a.max()) if a.size else 0.0
 
@@ -129,7 +118,7 @@ def _largest(a: np.ndarray) -> float:
 def _off(got, want, where) -> np.ndarray:
   """`|got - want|`, infinite where either is not finite, 0 outside of `where`."""
   if got.shape != want.shape:
-    return np.full((1,) * max(1, np.ndim(want)), np.inf)
+    return np.full((1,), np.inf)
   got, want = _as_float(got), _as_float(want)
   with np.errstate(invalid="ignore"):
     off = np.abs(got - want)
@@ -143,6 +132,8 @@ def _message(name, got, want, off, limit, names) -> str:
   if got.shape != want.shape:
     return f"{name} has shape {list(got.shape)}, expected {list(want.shape)}"
   index = np.unravel_index(np.argmax(off), off.shape)
-  number = lambda a: f"{_as_float(a)[index]:.5g}"  # noqa: E731
-  text = f"{name}{place_of(index, names)} is {number(got)}, expected {number(want)}: off by {off[index]:.2g}, allowed {limit:.1g}"
-  return text + f"; {int((off > limit).sum())} of {off.size} elements differ"
+  got, want = _as_float(got)[index], _as_float(want)[index]
+  return (
+    f"{name}{_place(index, names)} is {got:.5g}, expected {want:.5g}: off by {off[index]:.2g}, "
+    f"allowed {limit:.1g}; {int((off > limit).sum())} of {off.size} elements differ"
+  )

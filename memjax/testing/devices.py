@@ -6,42 +6,44 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from memjax.core import axes, sharding as core
+from memjax.core import Axes, axes
+from memjax.core import sharding as core
 from memjax.core.module import variable_axes, variables
 from memjax.testing.case import Case, NotApplicable
-from memjax.testing.compare import Finding, differences, gradients, outputs, state_axes, states
+from memjax.testing.compare import Finding, same_gradients, same_state, same_y, states
+from memjax.testing.tokens import is_float
 
 
 def sharding(case: Case) -> list[Finding]:
-  """Sharded over devices by the default rules, a call gives what it gives on one, and its state stays where it was."""
+  """Sharded by the default rules a call gives what one device gives; its state stays in place."""
   mesh = _mesh()
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  batch = max(2, mesh.shape["data"] * mesh.shape["fsdp"])
   big = Case(
-    case.make,
-    dim=case.dim,
-    batch=max(rows, 2),
-    length=case.length,
-    extras=case.extras,
-    inputs=case.inputs,
-    seed=case.seed,
-  )
+    case.make, dim=case.dim, batch=batch, length=case.length, extras=case.extras,
+    inputs=case.inputs, seed=case.seed,
+  )  # fmt: skip
   unknown = _unknown(big)
   if unknown:
     return unknown
   rules = _fitting(big, mesh)
   args = big.arguments(big.tokens[: big.half], state_weights=big.state_weights)
-  want = jax.device_get(big.differentiate(*args))
+  (_, (y, state)), (params, *_) = jax.device_get(big.differentiate(*args))
   with jax.set_mesh(mesh):
     out = big.differentiate(*_place(big, args, mesh, rules))
   found = _placed(out[0][1][1], mesh, rules)
-  return _compared(case, jax.device_get(out), want) + found
+  (_, (y_cut, state_cut)), (params_cut, *_) = jax.device_get(out)
+  note = f"{mesh.size} devices against one"
+  values = same_y(case, "values", y_cut, y, note)
+  values += same_state(case, "values", state_cut, state, note)
+  values = values or same_gradients(case, "gradients", params_cut, params, note)
+  return values + found
 
 
 def _mesh() -> Mesh:
   count = jax.device_count()
   if count < 2:
     raise NotApplicable(
-      "there is one device; jax.config.update('jax_num_cpu_devices', 8) makes eight on a CPU"
+      "there is one device; jax.config.update('jax_num_cpu_devices', 8) makes eight of a CPU"
     )
   model = 2 if count % 8 == 0 else 1
   fsdp = 2 if count % 2 == 0 else 1
@@ -50,38 +52,31 @@ def _mesh() -> Mesh:
   return Mesh(used.reshape(data, fsdp, model), ("data", "fsdp", "model"))
 
 
-def _named(big: Case) -> list[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+def _named(big: Case) -> list[tuple[str, Axes, tuple[int, ...]]]:
   """(what, logical axes, shape) of every parameter and state leaf."""
   arrays = variables(big.model)
-  found = [(name, names, arrays[name].shape) for name, names in variable_axes(big.model).items()]
+  found = [(name, own, arrays[name].shape) for name, own in variable_axes(big.model).items()]
   leaves = zip(states(big.init).items(), jax.tree.leaves(axes(big.init)), strict=True)
-  return found + [(name, names, np.shape(a)) for (name, a), names in leaves]
+  return found + [(name, own, np.shape(a)) for (name, a), own in leaves]
 
 
 def _unknown(big: Case) -> list[Finding]:
-  for what, names, shape in _named(big):
-    if len(names) != len(shape):
-      return [
-        Finding(
-          "axes",
-          f"{what} of shape {list(shape)} has the logical axes {list(names)}; make it with core.param(axes=...)",
-        )
-      ]
-    for name in names:
+  for what, own, shape in _named(big):
+    if len(own) != len(shape):
+      text = f"{what} has shape {list(shape)} and the logical axes {list(own)}; use core.param"
+      return [Finding("axes", text)]
+    for name in own:
       if name not in core.DEFAULT_RULES:
-        return [
-          Finding(
-            "axes", f"{what} has a logical axis {name!r}, unknown to core.sharding.DEFAULT_RULES"
-          )
-        ]
+        known = ", ".join(core.DEFAULT_RULES)
+        return [Finding("axes", f"{what} has a logical axis {name!r}; the rules know {known}")]
   return []
 
 
 def _fitting(big: Case, mesh: Mesh) -> core.Rules:
   """The default rules without the names whose sizes do not divide: tiny sizes are often odd."""
   rules = dict(core.DEFAULT_RULES)
-  for _, names, shape in _named(big):
-    for name, size in zip(names, shape, strict=True):
+  for _, own, shape in _named(big):
+    for name, size in zip(own, shape, strict=True):
       wanted = rules[name] or ()
       wanted = (wanted,) if isinstance(wanted, str) else wanted
       if size % math.prod(mesh.shape[axis] for axis in wanted if axis in mesh.shape):
@@ -90,23 +85,26 @@ def _fitting(big: Case, mesh: Mesh) -> core.Rules:
 
 
 def _place(big: Case, args: tuple, mesh: Mesh, rules: core.Rules) -> tuple:
+  """The arguments of `differentiate` on the mesh."""
   params, x_float, _, rest, state, fresh, x, reset, valid, context, weights, state_weights = args
   everywhere, rows = NamedSharding(mesh, PartitionSpec()), core.batch_sharding(mesh, rules)
-  named = {name: core.spec(names, mesh, rules) for name, names in variable_axes(big.model).items()}
-  at = lambda arrays: {
-    name: jax.device_put(a, NamedSharding(mesh, named[name])) for name, a in arrays.items()
-  }  # noqa: E731
-  by_row = lambda tree: jax.tree.map(lambda a: jax.device_put(a, rows), tree)  # noqa: E731
+  named = {name: core.spec(own, mesh, rules) for name, own in variable_axes(big.model).items()}
+
+  def parameters(arrays):
+    shardings = {name: NamedSharding(mesh, named[name]) for name in arrays}
+    return jax.device_put(arrays, shardings)
+
   state = jax.device_put(state, core.state_shardings(state, mesh, rules))
-  floats = [a for a in jax.tree.leaves(state) if np.issubdtype(a.dtype, np.floating)]
+  floats = [a for a in jax.tree.leaves(state) if is_float(a)]
   if context is not None:
-    context = type(context)(
-      context.key, jax.device_put(context.shared, everywhere), by_row(context.tokens)
-    )
-  rest = type(rest)(at(rest.arrays), rest.names, rest.structure)
+    shared, tokens = jax.device_put((context.shared, context.tokens), (everywhere, rows))
+    context = type(context)(context.key, shared, tokens)
+  rest = type(rest)(parameters(rest.arrays), rest.names, rest.structure)
+  x_float, x, reset, valid, weights = jax.device_put((x_float, x, reset, valid, weights), rows)
+  state_weights = jax.device_put(state_weights, everywhere)
   return (
-    at(params), by_row(x_float), floats, rest, state, fresh, by_row(x), by_row(reset), by_row(valid), context,
-    by_row(weights), jax.device_put(state_weights, everywhere),
+    parameters(params), x_float, floats, rest, state, fresh, x, reset, valid, context, weights,
+    state_weights,
   )  # fmt: skip
 
 
@@ -115,23 +113,5 @@ def _placed(state, mesh: Mesh, rules: core.Rules) -> list[Finding]:
   for (name, a), want in zip(states(state).items(), wanted, strict=True):
     if not a.sharding.is_equivalent_to(want, a.ndim):
       got = getattr(a.sharding, "spec", a.sharding)
-      return [Finding("state", f"{name} comes back sharded as {got}, it was given as {want.spec}")]
+      return [Finding("state", f"{name} is returned sharded as {got}, it was given as {want.spec}")]
   return []
-
-
-def _compared(case: Case, got, want) -> list[Finding]:
-  (_, (y, state)), (params, _, _) = got
-  (_, (y_want, state_want)), (params_want, _, _) = want
-  note = "8 devices against one" if jax.device_count() >= 8 else "several devices against one"
-  found = differences("values", outputs(y), outputs(y_want), case.tolerance, note=note)
-  found += differences(
-    "values",
-    states(state),
-    states(state_want),
-    case.tolerance,
-    names=state_axes(state_want),
-    note=note,
-  )
-  return found or differences(
-    "gradients", gradients(params), gradients(params_want), 10 * case.tolerance, note=note
-  )

@@ -6,11 +6,11 @@ import numpy as np
 
 from memjax.core import Context, axes, batch_size, split
 from memjax.testing.case import Case
-from memjax.testing.compare import Finding, differences, state_axes, states
+from memjax.testing.compare import Finding, same_state, states
 
 
 def types(case: Case) -> list[Finding]:
-  """The state keeps its structure, shapes and dtypes; y has the shape of x and its dtype; nothing is held twice."""
+  """The state keeps structure, shapes, dtypes; y has those of x; no variable stands twice."""
   found = _declared(case)
   if found:
     return found
@@ -35,11 +35,8 @@ def _declared(case: Case) -> list[Finding]:
     return [Finding("axes", str(error))]
   for (name, a), own in zip(states(case.init).items(), jax.tree.leaves(names), strict=True):
     if len(own) != np.ndim(a) or list(own).count("batch") != 1:
-      return [
-        Finding(
-          "axes", f"{name} has shape {list(a.shape)}, but its axes are declared as {list(own)}"
-        )
-      ]
+      text = f"{name} has shape {list(a.shape)}, but its axes are declared as {list(own)}"
+      return [Finding("axes", text)]
   try:
     rows = batch_size(case.init)
   except ValueError as error:
@@ -60,13 +57,10 @@ def _called(case: Case, dtype, *, flags: bool) -> list[Finding]:
   y, state = jax.eval_shape(lambda m, x, s, o: m(x, s, **o), case.model, x, case.init, options)
   part, note = ("shapes", "") if flags else ("dtypes", " (x is bfloat16)")
   found = _same_types(part, state, case.init, note)
-  want = np.float32 if case.over_ids else dtype
-  if y.shape[:2] != tokens.x.shape[:2] or y.ndim != 3:
-    found.append(
-      Finding(
-        part, f"y has shape {list(y.shape)}, expected [B, T, ...] = {[*tokens.x.shape[:2]]}{note}"
-      )
-    )
+  want, size = np.float32 if case.over_ids else dtype, tokens.x.shape[:2]
+  if y.shape[:2] != size or y.ndim != 3:
+    text = f"y has shape {list(y.shape)}, expected [B, T, ...] = [{size[0]}, {size[1]}, ...]{note}"
+    found.append(Finding(part, text))
   if y.dtype != want:
     found.append(Finding(part, f"y has dtype {y.dtype}, expected {jnp.dtype(want)}{note}"))
   return found
@@ -79,32 +73,21 @@ def _with_key(context: Context | None) -> Context:
 
 
 def _same_types(part, got, want, note) -> list[Finding]:
-  if jax.tree.structure(got) != jax.tree.structure(want):
-    return [
-      Finding(
-        part,
-        f"the state returned is {jax.tree.structure(got)}, the state given {jax.tree.structure(want)}{note}",
-      )
-    ]
+  given, returned = jax.tree.structure(want), jax.tree.structure(got)
+  if given != returned:
+    return [Finding(part, f"the state returned is {returned}, the state given {given}{note}")]
   for (name, a), b in zip(states(want).items(), jax.tree.leaves(got), strict=True):
     if (a.shape, a.dtype) != (b.shape, b.dtype):
-      return [
-        Finding(
-          part,
-          f"{name} is returned as {b.dtype}{list(b.shape)}, given as {a.dtype}{list(a.shape)}{note}",
-        )
-      ]
+      both = f"{b.dtype}{list(b.shape)}, given as {a.dtype}{list(a.shape)}"
+      return [Finding(part, f"{name} is returned as {both}{note}")]
   return []
 
 
 def compile(case: Case) -> list[Finding]:
-  """A second call compiles nothing, the state's buffers are donated, and `jit(init_state)` equals `init_state`."""
+  """A second call compiles nothing, the state is donated, `jit(init_state)` equals `init_state`."""
   state = case.model.init_state(case.batch)
-  found = differences(
-    "init", states(case.init), states(jax.device_get(state)), case.tolerance, names=state_axes(case.init),
-    note="init_state under jit against without",
-  )  # fmt: skip
-  return found + _donated(case, state)
+  note = "init_state without jit against under jit"
+  return same_state(case, "init", jax.device_get(state), case.init, note) + _donated(case, state)
 
 
 def _donated(case: Case, state) -> list[Finding]:
@@ -115,25 +98,12 @@ def _donated(case: Case, state) -> list[Finding]:
   except Exception as error:
     if "donate" not in str(error).lower():
       raise
-    return [
-      Finding("donation", f"donating init_state({case.batch}) raised: {str(error).splitlines()[0]}")
-    ]
-  found = (
-    [Finding("donation", f"donating the state warned: {case.refused[0]}")] if case.refused else []
-  )
+    return [Finding("donation", f"donating a first state raised: {str(error).splitlines()[0]}")]
+  found = [Finding("donation", f"donating the state warned: {text}") for text in case.refused[:1]]
   gone = [name for name, a in split(case.model)[0].items() if a.is_deleted()]
   if gone:
-    found.append(
-      Finding(
-        "donation",
-        f"donating init_state({case.batch}) deleted the parameter {gone[0]}: the state is its buffer",
-      )
-    )
+    found.append(Finding("donation", f"donating a first state deleted the parameter {gone[0]}"))
   if case.traces > 1:
-    found.append(
-      Finding(
-        "once",
-        f"calls with a state of init_state and a returned state were traced {case.traces} times, expected once",
-      )
-    )
+    text = f"calls on a first state and on a returned one were traced {case.traces} times, not once"
+    found.append(Finding("once", text))
   return found

@@ -7,8 +7,9 @@ import optax
 from flax import nnx
 
 from memjax.core import Context, join, split
-from memjax.testing.case import Case, NotApplicable, jit
+from memjax.testing.case import Case, NotApplicable
 from memjax.testing.compare import Finding
+from memjax.testing.compiling import jit
 from memjax.testing.task import Task
 
 CHUNK = 25  # steps in one compiled call
@@ -16,33 +17,26 @@ LAST = 8  # accuracy is that of so many last batches, each new
 
 
 def remembers(case: Case) -> list[Finding]:
-  """Trained on the smallest task it recalls what an earlier call saw; its twin, whose state is reset, cannot."""
+  """Trained on the smallest task it recalls what an earlier call saw; reset before, it cannot."""
   if not jax.tree.leaves(case.init):
     raise NotApplicable("it has no state")
   task, trainer = case.task, _Trainer(case)
   accuracy, steps = trainer.train(keep=True, steps=task.steps, stop=task.accuracy)
-  what = f"the {'first token' if task.kind == 'first' else 'value of a key'} of {task.symbols} after {task.gap} tokens"
+  what = "the first token" if task.kind == "first" else "a key's value"
+  what += f" (one of {task.symbols}, {task.gap} tokens later)"
   if not accuracy >= task.accuracy:
-    return [
-      Finding(
-        "accuracy",
-        f"{what} is repeated with accuracy {accuracy:.3f} after {steps} steps, expected {task.accuracy}",
-      )
-    ]
+    text = f"{what} is recalled with accuracy {accuracy:.3f} after {steps} steps"
+    return [Finding("accuracy", f"{text}, expected {task.accuracy}")]
   ablated, _ = trainer.train(keep=False, steps=steps, stop=2.0)
   limit = (1 / task.symbols + task.accuracy) / 2
-  if ablated > limit:
-    return [
-      Finding(
-        "twin",
-        f"{what} is repeated with accuracy {ablated:.3f} by a twin whose state is reset before the query, expected under {limit:.2f}",
-      )
-    ]
-  return []
+  if ablated <= limit:
+    return []
+  text = f"{what} is recalled with accuracy {ablated:.3f} by a twin whose state is reset"
+  return [Finding("twin", f"{text} before the query, expected at most {limit:.2f}")]
 
 
 class _Trainer:
-  """Embeds ids, calls the memory on what is to be remembered, then on the query, and classifies its output there."""
+  """Trains an embedding, a memory called twice, and a classifier of its output at the query."""
 
   def __init__(self, case: Case):
     task, g = case.task, case.granularity
@@ -52,22 +46,19 @@ class _Trainer:
     made = jit(lambda: (task.make or case.make)(rngs=nnx.Rngs(case.seed)))()
     memory, self.rest = split(made)
     keys = jax.random.split(jax.random.key(case.seed), 2)
-    self.params = {
-      "memory": memory,
-      "embed": jax.random.normal(keys[0], (2 * task.symbols + 1, self.dim)),
-    }
+    embed = jax.random.normal(keys[0], (2 * task.symbols + 1, self.dim))
+    self.params = {"memory": memory, "embed": embed}
     self.optimiser = optax.adam(task.learning_rate)
-    width = jax.eval_shape(
-      lambda p: self._answer(p, keys[0], True)[0], self.params | {"head": None}
-    ).shape[-1]
+    width = jax.eval_shape(lambda p: self._answer(p, keys[0], True)[0], self.params).shape[-1]
     self.params["head"] = jax.random.normal(keys[1], (width, task.symbols)) * width**-0.5
     if self.over_ids:
       self._check_ids(width)
 
   def _check_ids(self, width: int):
-    if self.task.kind != "first" or width < 2 * self.task.symbols + 1:
+    least = 2 * self.task.symbols + 1
+    if self.task.kind != "first" or width < least:
       raise ValueError(
-        f"a memory over ids is asked kind='first' with at least {2 * self.task.symbols + 1} ids (it has {width}); give "
+        f"a memory over ids is asked for kind='first' and needs {least} ids, it has {width}; give "
         "a Task with fewer symbols or another make"
       )
 
@@ -136,7 +127,7 @@ def _first(key, task: Task, first: int, second: int):
 
 
 def _recall(key, task: Task, first: int, second: int):
-  """Ids `[batch, T, 2]`: a key and its value in each token, keys all different; the query, a key alone."""
+  """Ids `[batch, T, 2]`: a key (no key twice) and its value in each token; the query, a key."""
   s, count = task.symbols, min(task.gap + 1, task.symbols)
   keys = jax.random.split(key, 3)
   order = jnp.argsort(jax.random.uniform(keys[0], (task.batch, s)), axis=1)

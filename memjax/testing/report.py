@@ -30,7 +30,7 @@ FAST = ("types", "split", "reset", "padding", "causality", "rows", "compile")
 
 
 class LawError(AssertionError):
-  """A memory breaks a law; the message says which, where, by how much and what usually causes it."""
+  """A memory breaks a law: which, where, by how much, and what usually causes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,10 @@ def _lines(result: Result) -> str:
 
 
 def report(
-  make_memory: Callable, *, dim: int, batch: int = 2, length: int | None = None, laws: Iterable[str] = tuple(LAWS),
-  extras: Callable | None = None, inputs: Callable | None = None, exempt: Mapping[str, str] | None = None,
-  implementations: tuple = (), task: Task | None = None, tolerance: float | None = None, seed: int = 0,
+  make_memory: Callable, *, dim: int, batch: int = 2, length: int | None = None,
+  laws: Iterable[str] = tuple(LAWS), extras: Callable | None = None, inputs: Callable | None = None,
+  exempt: Mapping[str, str] | None = None, implementations: tuple = (), task: Task | None = None,
+  tolerance: float | None = None, seed: int = 0,
 ) -> Report:  # fmt: skip
   """Runs the laws on a memory and returns their verdicts.
 
@@ -110,8 +111,8 @@ def report(
     extras: `(batch, length) -> Context`, for a memory that reads one.
     inputs: `(key, batch, length) -> x`, for a memory over ids.
     exempt: `{law: reason}`, or `{"law:part": reason}`, of what is not asked of this memory.
-    implementations: for the law of that name: values of the attribute `implementation`, the reference first; a dict
-      replaces other attributes.
+    implementations: for the law of that name: values of the attribute `implementation`, the
+      reference first; a dict replaces other attributes.
     task: settings of the law `remembers`; None: the defaults.
     tolerance: largest relative difference of values (gradients: ten times it); None: 2e-5.
     seed: of parameters and inputs.
@@ -124,8 +125,8 @@ def report(
   start = time.process_time()
   with jax.default_matmul_precision("highest"):
     case = Case(
-      make_memory, dim=dim, batch=batch, length=length, extras=extras, inputs=inputs, tolerance=tolerance, seed=seed,
-      implementations=implementations, task=task,
+      make_memory, dim=dim, batch=batch, length=length, extras=extras, inputs=inputs,
+      implementations=implementations, task=task, tolerance=tolerance, seed=seed,
     )  # fmt: skip
     results, spent = [], time.process_time() - start
     for law in LAWS:

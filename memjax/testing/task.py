@@ -3,27 +3,28 @@
 import dataclasses
 from collections.abc import Callable
 
-from flax import nnx
-
 from memjax.core import Memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Settings of the training that shows that a memory remembers; every field has a default that fits most memories.
+  """Settings of the training that shows that a memory remembers; the defaults fit most memories.
 
   Attributes:
-    kind: "first": repeat the first token after a gap; "recall": the value that followed the queried key.
-    make: another constructor than the one under test, where its tiny sizes are too small to learn; None: the same.
+    kind: "first": repeat the first token after a gap; "recall": the value of the queried key, where
+      a token holds a key and its value.
+    make: another constructor than the one under test, where its tiny sizes are too small to learn;
+      None: the same.
     dim: width of that constructor.
     symbols: number of different tokens to remember.
     gap: tokens between what is remembered and the query (rounded up to whole segments).
     batch, steps, learning_rate: of the training (Adam).
-    accuracy: what the trained memory must reach; its twin without state must stay below half way from chance to it.
+    accuracy: what the trained memory must reach; its twin, whose state is reset before the query,
+      must stay below half way from chance to it.
   """
 
   kind: str = "first"
-  make: Callable[[nnx.Rngs], Memory] | None = None
+  make: Callable[..., Memory] | None = None
   dim: int | None = None
   symbols: int = 4
   gap: int = 3

@@ -3,24 +3,23 @@
 import numpy as np
 
 from memjax.core import replace
-from memjax.testing.case import Case, NotApplicable, Run
-from memjax.testing.compare import Finding, differences, gradients, outputs, state_axes, states
+from memjax.testing.case import Case, NotApplicable
+from memjax.testing.compare import Finding, same_gradients, same_state, same_y
+from memjax.testing.tokens import Run
 
 
 def implementations(case: Case) -> list[Finding]:
-  """Every implementation equals the reference: values, and gradients of inputs, parameters and incoming state."""
+  """Every implementation equals the first one: values, and all gradients (incoming state's too)."""
   if len(case.implementations) < 2:
     raise NotApplicable("there is one implementation")
-  names = [
-    value if isinstance(value, dict) else {"implementation": value}
-    for value in case.implementations
-  ]
-  reference, found = _runs(case, names[0]), []
-  for fields in names[1:]:
-    for got, want, note in zip(
-      _runs(case, fields), reference, ("", ", with reset and padding"), strict=True
-    ):
-      found += _same(case, got, want, f"{fields} against {names[0]}{note}", state=not note)
+  fields = [v if isinstance(v, dict) else {"implementation": v} for v in case.implementations]
+  reference, found = _runs(case, fields[0]), []
+  for other in fields[1:]:
+    plain, flagged = _runs(case, other)
+    note = f"{other} against {fields[0]}"
+    found += same_state(case, "values", plain.state, reference[0].state, note)
+    found += _same(case, plain, reference[0], note)
+    found += _same(case, flagged, reference[1], f"{note}, with reset and padding")
   return found
 
 
@@ -35,25 +34,11 @@ def _runs(case: Case, fields: dict) -> tuple[Run, Run]:
   return plain, case.run(tokens, state=state, reset=reset, valid=valid, model=model)
 
 
-def _same(case: Case, got: Run, want: Run, note: str, *, state: bool) -> list[Finding]:
-  found = differences("values", outputs(got.y), outputs(want.y), case.tolerance, note=note)
-  if state:
-    found += differences(
-      "values",
-      states(got.state),
-      states(want.state),
-      case.tolerance,
-      names=state_axes(want.state),
-      note=note,
-    )
-  return found or differences(
-    "gradients", _gradients(got), _gradients(want), 10 * case.tolerance, note=note
-  )
+def _same(case: Case, got: Run, want: Run, note: str) -> list[Finding]:
+  found = same_y(case, "values", got.y, want.y, note)
+  return found or same_gradients(case, "gradients", _gradients(got), _gradients(want), note)
 
 
 def _gradients(run: Run) -> dict[str, np.ndarray]:
-  named = gradients(run.params)
-  named |= {
-    f"d loss / d (float leaf {i} of the incoming state)": a for i, a in enumerate(run.start)
-  }
-  return named if run.x is None else named | {"d loss / d x": run.x}
+  named = {f"(float leaf {i} of the incoming state)": a for i, a in enumerate(run.start)}
+  return named | run.params | {"x": run.x}

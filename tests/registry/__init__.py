@@ -1,6 +1,6 @@
 """Every public memory, once or in several settings, at tiny sizes: the laws run on each row.
 
-A family's rows stand in `tests/registry/<family>.py`. Keep them tiny: a row has a few CPU seconds for laws 1-6 and 8.
+A family's rows stand in `tests/registry/<family>.py`. Keep them tiny: a row has a few CPU seconds.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 
 from memjax.core import Context, Memory
 from memjax.testing.task import Task
@@ -20,24 +19,30 @@ class Row:
 
   Attributes:
     name: unique; letters, digits and `-` (it is the test's id): "ntm-lstm".
-    make: `nnx.Rngs -> Memory`, at tiny sizes: `lambda rngs: NTM(8, slots=4, width=4, rngs=rngs)`.
+    make: called as `make(rngs=nnx.Rngs)`, returns the memory, at tiny sizes (even ones let the law
+      `sharding` cut them): `lambda rngs: NTM(4, slots=4, width=4, rngs=rngs)`.
     dim: width D of x.
     batch: rows of x; 2 is enough, a stack of L layers also gets batch L.
-    length: tokens of x; a multiple of the memory's granularity and at least 4 segments; None: 8 tokens or 4 segments.
-    extras: `(batch, length) -> Context` for a memory that reads `context` (deterministic; without a key for the laws).
-    inputs: `(key, batch, length) -> x` for a memory over something else than normal activations, such as ids.
-    exempt: `{law: reason}` of the laws not asked of this row: the names in `memjax.testing.LAWS`.
-    implementations: values for law 7: the first is the reference, each is put into the attribute `implementation` with
-      `core.replace` (a dict names other attributes); () when there is one only.
+    length: tokens of x; an even number of segments, at least 4; None: 8 tokens or 4 segments. A
+      memory with a capacity needs room for so many.
+    extras: `(batch, length) -> Context` for a memory that reads `context`; always the same, and
+      without a key.
+    inputs: `(key, batch, length) -> x` for a memory over something else than normal activations,
+      such as ids.
+    exempt: `{law: reason}` or `{"law:part": reason}` of what is not asked of this row; the names of
+      `memjax.testing.LAWS`, and the parts that a report names.
+    implementations: values for law 7, the reference first: each is put into the attribute
+      `implementation` with `core.replace` (a dict names other attributes); () for one only.
     task: settings of law 10; None: the defaults. Not used for a memory without state.
     tolerance: relative tolerance of comparisons, by default the kit's; give a reason beside it.
-    share: CPU seconds that the default laws may take.
-    sources: files beyond those of the module that defines the memory, relative to the repository root, whose change
-      against the main branch brings the row into the sample for laws 7, 9, 10 and the second Flax mode.
+    share: CPU seconds that a run of the laws may take.
+    sources: files, relative to the repository's root, whose change against the main branch brings
+      the row into the sample for laws 7, 9, 10 and the second Flax mode, beside those that define
+      the memory's modules.
   """
 
   name: str
-  make: Callable[[nnx.Rngs], Memory]
+  make: Callable[..., Memory]
   dim: int
   batch: int = 2
   length: int | None = None

@@ -273,7 +273,7 @@ KEY = stack_key(0, 1, 2)
 
 
 class TakesAxisByPosition(Good):
-  """Two layers' states stacked, [L, B, W]: valid is selected on the first axis, and L == B hides it from shapes."""
+  """States of two layers, [L, B, W]: `valid` selects on the first axis, and L == B hides it."""
 
   def init_state(self, batch):
     state = super().init_state(batch)
@@ -386,10 +386,10 @@ class ForgetsPsum(Good):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
       return y + x @ jnp.ones((DIM, 1), x.dtype), new
-    spec = PartitionSpec(("data", "fsdp"))
+    rows = ("data", "fsdp")
     product = jax.shard_map(
-      lambda a: a @ jnp.ones((a.shape[-1], 1), a.dtype), in_specs=PartitionSpec(*spec, None, "model"),
-      out_specs=spec, check_vma=False,
+      lambda a: a @ jnp.ones((a.shape[-1], 1), a.dtype),
+      in_specs=PartitionSpec(rows, None, "model"), out_specs=PartitionSpec(rows), check_vma=False,
     )  # fmt: skip
     return y + product(x), new
 
@@ -454,7 +454,7 @@ BROKEN = {
   CountsPaddingInGradient: {"padding:gradients"},
   DecaysOnEmptyCall: {"padding:nothing valid"},
   NoResetOnPadding: {"padding:reset"},
-  # What looks ahead cannot be split either; resets one by one are compared with a longer sequence.
+  # What looks ahead cannot be split either, and sees across the end that a reset makes.
   LooksAhead: {"causality:values", "split:values", "split:decoding", "reset:several"},
   UsesRowNumber: {"rows:permuted"},
   ZeroTimesOtherRows: {"rows:nan"},

@@ -23,7 +23,7 @@ def _git(*args: str) -> list[str]:
 
 @functools.cache
 def changed_files() -> frozenset[str]:
-  """Files that differ from the main branch, uncommitted ones too; none where git or main is absent."""
+  """Files that differ from the main branch, uncommitted ones too; none without git or main."""
   try:
     base = _git("merge-base", "HEAD", "origin/main") or _git("merge-base", "HEAD", "main")
     if not base:

@@ -1,4 +1,4 @@
-"""The laws can fail: each broken memory is caught by its own law, and by no other than `BROKEN` says."""
+"""The laws can fail: each broken memory is caught by its own law, and only where `BROKEN` says."""
 
 import pytest
 
