@@ -1,0 +1,60 @@
+"""A Recurrent Memory Transformer over short segments of text: what its memory is worth.
+
+The same byte model reads segments of 32 bytes and carries 0, 2 or 8 memory tokens from one to the
+next. Each is evaluated as trained and with its memory zeroed at every segment.
+
+Expected: see the table below. Run:
+
+    python -m experiments.train --config=experiments/configs/text_rmt.py --workdir=runs/text_rmt
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.job = "experiments.jobs.text_rmt"
+  config.seed = 0
+  config.steps = 300
+  config.batch_size = 16  # streams of text, each with a state of its own
+  config.sequence_length = 256  # back-propagation spans as many segments as this holds
+
+  config.data = data = config_dict.ConfigDict()
+  data.source = "stdlib"  # stdlib | text (with path) | tfds (with name)
+  data.path = ""
+  data.name = ""
+  data.tokenizer = ""  # a `tokenizers` JSON file; empty: bytes
+  data.cache = ""
+
+  config.model = model = config_dict.ConfigDict()
+  model.dim = 128
+  model.layers = 4
+  model.heads = 4
+  model.hidden = 512
+  model.segment = 32
+  model.memory = (0, 2, 8)  # one model each
+  model.causal_memory = False
+  model.remat = ""  # "" | full: keep the borders of segments only
+  model.dtype = "float32"
+
+  config.optimizer = optimizer = config_dict.ConfigDict()
+  optimizer.learning_rate = 3e-3
+  optimizer.table_learning_rate = 3e-3  # there are no tables
+  optimizer.weight_decay = 0.1
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.95
+  optimizer.clip = 1.0
+  optimizer.table_clip = config_dict.placeholder(float)
+  optimizer.warmup = 0.05
+  optimizer.decay = "cosine"
+
+  config.evaluation = evaluation = config_dict.ConfigDict()
+  evaluation.every = 50
+  evaluation.tokens = 65_536
+  evaluation.final_tokens = 262_144
+
+  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  checkpoint.every = 100
+  checkpoint.keep = 2
+  config.max_bad_steps = 20
+  return config

@@ -1,0 +1,150 @@
+"""Recurrent Memory Transformers with different numbers of memory tokens on one text."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments import cli, models, plots, runs
+from experiments.console import console, table
+from experiments.jobs.text import Watch
+from experiments.metrics import read
+from memjax import training
+from memjax.recurrent import RecurrentMemoryTransformer
+from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
+
+MAY_CHANGE = ("evaluation", "checkpoint")
+
+
+@dataclasses.dataclass
+class Trained:
+  """One trained model: validation bits per byte with its memory, and with it zeroed."""
+
+  name: str
+  model: LanguageModel
+  bits: float
+  bits_zeroed: float
+  seconds: float
+  curve: list[dict[str, float]]
+
+
+def build(model, vocab: int, *, memory: int, seed: int) -> LanguageModel:
+  """The language model with `memory` memory tokens."""
+  attention = functools.partial(
+    Attention, heads=model.heads, span=None if model.causal_memory else "span"
+  )
+  feed_forward = functools.partial(FeedForward, hidden=model.hidden)
+  body = functools.partial(
+    RecurrentMemoryTransformer,
+    body=functools.partial(Stack, pattern=(attention, feed_forward), repeats=model.layers),
+    segment=model.segment,
+    memory=memory,
+    causal_memory=model.causal_memory,
+    remat=model.remat or None,
+  )
+  dtype = jnp.dtype(model.dtype)
+  return LanguageModel(vocab, model.dim, body=body, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def forgetful(batches, segment: int):
+  """The batches with a reset before every segment."""
+  for batch in batches:
+    reset = batch["reset"].copy()
+    reset[:, ::segment] = True
+    yield {**batch, "reset": reset}
+
+
+def run(config, workdir: pathlib.Path) -> bool:
+  """Trains one model for each number of memory tokens, then reports. Returns False when a signal
+  stopped it."""
+  with cli.one_line():
+    corpus = runs.load_corpus(config.data)
+  trained = []
+  with training.StopOnSignal() as stop:
+    for memory in config.model.memory:
+      result = train(config, corpus, workdir, memory, stop)
+      if result is None:
+        return False
+      trained.append(result)
+  report(config, workdir, trained)
+  return True
+
+
+def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
+  """Trains one model, or goes on where its newest checkpoint stands; None when a signal stopped
+  it."""
+  name = f"memory_{memory}"
+  with cli.one_line():
+    model = build(config.model, corpus.vocab_size, memory=memory, seed=config.seed)
+    optimizer = runs.make_optimizer(config, model, config.optimizer.learning_rate)
+    state = training.init_train_state(
+      model, optimizer, key=jax.random.key(config.seed), memory=model.init_state(config.batch_size)
+    )
+  loss_fn = training.language_model_loss(carry=True)
+  eval_step = training.make_eval_step(loss_fn)
+  cut = {
+    "sequence_length": config.sequence_length,
+    "batch_size": config.batch_size,
+    "stream": True,
+    "align": config.model.segment,
+  }
+
+  def evaluate(state, tokens=config.evaluation.tokens, change=lambda batches: batches):
+    batches = change(corpus.evaluation_batches(**cut, max_tokens=tokens))
+    return training.evaluate(eval_step, state, batches, carry=True)
+
+  watch = Watch(config, corpus, workdir / name, name)
+  with training.Checkpoints(workdir / name / "checkpoints", keep=config.checkpoint.keep) as saved:
+    result = training.fit(
+      state,
+      training.make_train_step(loss_fn, optimizer),
+      corpus.train_batches(**cut, seed=config.seed),
+      steps=config.steps,
+      evaluate=evaluate,
+      evaluate_every=config.evaluation.every,
+      checkpoints=saved,
+      save_every=config.checkpoint.every,
+      max_bad_steps=config.max_bad_steps,
+      stop=stop,
+      extra=watch.extra,
+      on_start=watch.start,
+      on_step=watch.step,
+      on_evaluation=watch.evaluation,
+      on_checkpoint=watch.checkpoint,
+    )
+  watch.close()
+  if result.stopped:
+    return None
+  zero = functools.partial(forgetful, segment=config.model.segment)
+  with_memory, zeroed = (
+    runs.bits_per_byte(
+      evaluate(result.state, config.evaluation.final_tokens, change)["loss"], corpus
+    )
+    for change in (lambda batches: batches, zero)
+  )
+  curve = read(workdir / name / "metrics.csv")
+  return Trained(name, result.state.model, with_memory, zeroed, watch.seconds, curve)
+
+
+def report(config, workdir: pathlib.Path, trained: list[Trained]) -> None:
+  """Prints and writes the table of models and the picture of their curves."""
+  tokens = config.steps * config.batch_size * config.sequence_length
+  rows = [
+    [
+      result.name,
+      f"{models.parameters(result.model):,}",
+      f"{tokens / result.seconds:,.0f}" if result.seconds else "-",
+      f"{result.bits:.3f}",
+      f"{result.bits_zeroed:.3f}",
+    ]
+    for result in trained
+  ]
+  columns = ["model", "parameters", "tokens/s", "validation bits/byte", "memory zeroed"]
+  text = table(f"Segments of {config.model.segment} tokens: equal tokens", columns, rows)
+  (workdir / "report.md").write_text(text)
+  curves = {result.name: result.curve for result in trained}
+  plots.learning_curves(workdir / "curves.png", curves, "Validation loss on held-out files")
+  console.print(f"Picture: {workdir / 'curves.png'}   table: {workdir / 'report.md'}")
