@@ -24,10 +24,10 @@ class Cell(nnx.Module):
 class Tiny(nnx.Module):
   """`y = cells(x) + table[id] + offset`; two cells stacked as a Stack stacks its layers."""
 
-  def __init__(self, rngs):
+  def __init__(self, rngs, rows: int = ROWS):
     init = nnx.initializers.normal(1.0)
     self.cells = nnx.Dict({"0+1x2": stack(Cell, 2, rngs)})
-    self.table = param(rngs, init, (ROWS, WIDTH), axes=("rows", "value"), kind=Table)
+    self.table = param(rngs, init, (rows, WIDTH), axes=("rows", "value"), kind=Table)
     self.offset = param(rngs, init, (WIDTH,), axes=("embed",), kind=Fixed)
     self.mean = param(rngs, nnx.initializers.zeros, (WIDTH,), axes=("embed",), kind=BatchStat)
 
