@@ -5,38 +5,55 @@ import functools
 import jax
 
 from memjax.core import Context
-from memjax.parametric import MemoryPlus, ProductKeyMemory
+from memjax.core.layers import RMSNorm
+from memjax.parametric import MemoryPlus, MLPMemory, ProductKeyMemory
 from tests.registry import Row
 
-SIZES = {"keys": 5, "heads": 2, "top_k": 3, "query_dim": 4}
-IMPLEMENTATIONS = ("reference", "chunk")
-SOURCES = (
-  "memjax/parametric/product_keys.py",
-  "memjax/parametric/batch_norm.py",
-  "pallas_kernels/product_key_topk/chunk.py",
-  "pallas_kernels/embedding_bag/chunk.py",
-)
+SIZES = {"keys": 4, "heads": 2, "top_k": 3, "query_dim": 8}
+OPS = {
+  "implementations": ("reference", "chunk"),
+  "sources": (
+    "pallas_kernels/product_key_topk/chunk.py",
+    "pallas_kernels/product_key_topk/op.py",
+    "pallas_kernels/embedding_bag/chunk.py",
+    "pallas_kernels/embedding_bag/op.py",
+  ),
+}
 
 
 def _pool(batch, length):
-  return Context(shared={"values": jax.random.normal(jax.random.key(7), (25, 4))})
+  return Context(shared={"values": jax.random.normal(jax.random.key(7), (16, 2))})
 
 
-def _row(name, make, **settings):
-  make = functools.partial(make, 6, **SIZES)
-  settings = {"implementations": IMPLEMENTATIONS, "sources": SOURCES, **settings}
-  return Row(name, lambda rngs: make(rngs=rngs), dim=6, **settings)
-
+LLAMA = {"activation": "silu", "gated": True, "bias": False, "norm": RMSNorm}
 
 ROWS: list[Row] = [
-  _row("product-keys-rms", ProductKeyMemory),
-  _row("product-keys-layer", functools.partial(ProductKeyMemory, query_norm="layer", value_dim=4)),
-  # Laws hold with running statistics; with use_batch=True rows depend on each other, by design.
-  _row("product-keys-batch", functools.partial(ProductKeyMemory, query_norm="batch")),
-  _row("memory-plus", MemoryPlus),
-  _row(
+  Row("product-keys-rms", functools.partial(ProductKeyMemory, 4, **SIZES), dim=4, **OPS),
+  Row(
+    "product-keys-layer",
+    functools.partial(ProductKeyMemory, 4, query_norm="layer", value_dim=2, **SIZES),
+    dim=4,
+    **OPS,
+  ),
+  # With running statistics; with use_batch=True rows depend on each other, as they should.
+  Row(
+    "product-keys-batch",
+    functools.partial(ProductKeyMemory, 4, query_norm="batch", **SIZES),
+    dim=4,
+    **OPS,
+  ),
+  Row("memory-plus", functools.partial(MemoryPlus, 4, **SIZES), dim=4, **OPS),
+  Row(
     "memory-plus-pool",
-    functools.partial(MemoryPlus, values="values", value_dim=4, qk_norm=True),
+    functools.partial(MemoryPlus, 4, values="values", value_dim=2, qk_norm=True, **SIZES),
+    dim=4,
     extras=_pool,
+    **OPS,
+  ),
+  Row("mlp-memory", functools.partial(MLPMemory, 4, layers=2, vocab=6, hidden=8), dim=4),
+  Row(
+    "mlp-memory-gated",
+    functools.partial(MLPMemory, 4, layers=1, vocab=6, hidden=8, **LLAMA),
+    dim=4,
   ),
 ]
