@@ -103,6 +103,9 @@ CAUSES = {
     "two leaves of init_state are one array (zeros = ...; State(zeros, zeros)), or a leaf is a "
     "parameter itself."
   ),
+  "sharding:axes": (
+    "a parameter made without core.param, or a new name: use one of the table or add a rule for it."
+  ),
   "sharding:values": (
     "a sum over a sharded axis without psum in shard_map, or an index that is local to a device."
   ),

@@ -135,5 +135,5 @@ def _message(name, got, want, off, limit, names) -> str:
   got, want = _as_float(got)[index], _as_float(want)[index]
   return (
     f"{name}{_place(index, names)} is {got:.5g}, expected {want:.5g}: off by {off[index]:.2g}, "
-    f"allowed {limit:.1g}; {int((off > limit).sum())} of {off.size} elements differ"
+    f"allowed {limit:.0e}; {int((off > limit).sum())} of {off.size} elements differ"
   )

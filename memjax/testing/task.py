@@ -18,7 +18,7 @@ class Task:
     dim: width of that constructor.
     symbols: number of different tokens to remember.
     gap: tokens between what is remembered and the query (rounded up to whole segments).
-    batch, steps, learning_rate: of the training (Adam).
+    batch, steps, learning_rate: of the training (Adam), which ends when the accuracy is reached.
     accuracy: what the trained memory must reach; its twin, whose state is reset before the query,
       must stay below half way from chance to it.
   """
@@ -29,6 +29,6 @@ class Task:
   symbols: int = 4
   gap: int = 3
   batch: int = 32
-  steps: int = 200
+  steps: int = 400
   learning_rate: float = 1e-2
   accuracy: float = 0.95

@@ -35,7 +35,7 @@ class Row:
       `implementation` with `core.replace` (a dict names other attributes); () for one only.
     task: settings of law 10; None: the defaults. Not used for a memory without state.
     tolerance: relative tolerance of comparisons, by default the kit's; give a reason beside it.
-    share: CPU seconds that a run of the laws may take.
+    share: CPU seconds that laws 1-6 and 8 may take; the others may take three times as much.
     sources: files, relative to the repository's root, whose change against the main branch brings
       the row into the sample for laws 7, 9, 10 and the second Flax mode, beside those that define
       the memory's modules.

@@ -21,8 +21,8 @@ SAMPLE = {"stack", "language-model", "ntm-lstm", "product-keys-rms"}
 NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
 
-def run(row: Row, laws, record_property):
-  """Runs laws on a row; refuses what breaks them or takes more than the row's share of CPU time."""
+def run(row: Row, laws, record_property, share: float):
+  """Runs laws on a row; refuses what breaks them or takes more CPU seconds than its share."""
   verdict = report(
     row.make, dim=row.dim, batch=row.batch, length=row.length, laws=laws, extras=row.extras,
     inputs=row.inputs, exempt=row.exempt, implementations=row.implementations, task=row.task,
@@ -31,8 +31,8 @@ def run(row: Row, laws, record_property):
   record_property("laws", (row.name, round(verdict.seconds, 2)))
   if verdict.failed:
     pytest.fail(str(verdict), pytrace=False)
-  assert verdict.seconds <= row.share, (
-    f"{row.name} took {verdict.seconds:.1f} CPU seconds, its share is {row.share}: make its sizes "
+  assert verdict.seconds <= share, (
+    f"{row.name} took {verdict.seconds:.1f} CPU seconds, its share is {share}: make its sizes "
     f"smaller ({', '.join(f'{r.law} {r.seconds:.1f}' for r in verdict.results)})"
   )
 
@@ -49,18 +49,18 @@ def mostly_slow(found):
 
 @pytest.mark.parametrize("row", by_name(ROWS))
 def test_laws(row, record_property):
-  run(row, FAST, record_property)
+  run(row, FAST, record_property, row.share)
 
 
 @pytest.mark.parametrize("row", mostly_slow(ROWS))
 def test_other_laws(row, record_property):
-  run(row, OTHER, record_property)
+  run(row, OTHER, record_property, 3 * row.share)
 
 
 @pytest.mark.parametrize("row", mostly_slow(ROWS))
 def test_laws_in_tree_mode(row, record_property):
   with nnx.set_graph_mode(False):
-    run(row, FAST, record_property)
+    run(row, FAST, record_property, row.share)
 
 
 def public_memories():
