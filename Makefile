@@ -3,6 +3,7 @@
 PYTHON ?= python3
 EXTRAS ?=
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 NEWEST := .venv-newest
@@ -12,7 +13,7 @@ PIP := -m pip --disable-pip-version-check install -qq
 TEST_ENV := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1
 # On the newest jax the tests also compile as users' programs do (tests/conftest.py).
 NEWEST_ENV := $(TEST_ENV) JAX_DISABLE_MOST_OPTIMIZATIONS=0
-PYTEST := -m pytest -n 2 --dist worksteal
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 TRAIN_STAMP := $(VENV)/.train$(subst $(COMMA),-,$(EXTRAS:%=-%))
 NEWEST_TESTS := $(wildcard tests/core tests/testing tests/pallas_kernels tests/transformer \
   tests/slots tests/parametric tests/recurrent)
