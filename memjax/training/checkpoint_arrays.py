@@ -34,6 +34,26 @@ def from_host(template, arrays: dict[str, np.ndarray]):
   return jax.tree.map(_place, template, unflatten(_bare(template), arrays))
 
 
+def check_names(wanted, saved, partial: bool, step: int) -> None:
+  """Raises ValueError unless the saved names are those wanted (at least those, if partial)."""
+  missing = sorted(set(wanted) - set(saved))
+  extra = [] if partial else sorted(set(saved) - set(wanted))
+  if missing or extra:
+    raise ValueError(
+      f"the checkpoint of step {step} is of another model or optimiser: it lacks {len(missing)} "
+      f"arrays (such as {missing[:3]}) and has {len(extra)} others (such as {extra[:3]})"
+    )
+
+
+def check_array(name: str, got, wanted, step: int) -> None:
+  """Raises ValueError unless an array has the shape and dtype that are wanted."""
+  if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
+    raise ValueError(
+      f"{name} is {got.dtype}{list(got.shape)} in the checkpoint of step {step}, which is of "
+      f"another model: here it is {wanted.dtype}{list(wanted.shape)}"
+    )
+
+
 def is_key(a) -> bool:
   """Whether an array holds typed random keys."""
   return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)

@@ -64,6 +64,7 @@ def main(workdir: pathlib.Path):
     )
   if result.stopped:
     sys.exit(0)
+  assert "tensorflow" not in sys.modules
   np.savez(workdir / "final.npz", **flatten(jax.tree.map(bare, result.state)))
 
 

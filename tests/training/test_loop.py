@@ -125,6 +125,22 @@ def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
   assert pieces[-1].losses == {} and got.seconds > 0
 
 
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path):
+  whole, first, second = Log(), Log(stop_at=10), Log()
+  wanted = run(whole)
+  with Checkpoints(tmp_path) as checkpoints:
+    run(first, checkpoints=checkpoints)
+    assert checkpoints.steps == [5, 10, 11]
+  for step in (10, 11):
+    (tmp_path / f"{step}/arrays/_METADATA").write_text("{}")
+  with Checkpoints(tmp_path) as checkpoints:
+    with pytest.warns(RuntimeWarning, match="step 5 is used instead"):
+      got = run(second, checkpoints=checkpoints)
+    assert checkpoints.steps == [5, 10, 12]
+  assert second.losses == {step: whole.losses[step] for step in range(6, 13)}
+  assert same_bits(got.state, wanted.state)
+
+
 def test_a_signal_saves_and_returns(tmp_path):
   log = Log(stop_at=2)
   before = signal.getsignal(signal.SIGTERM)

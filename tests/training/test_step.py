@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from memjax.core import Stateless, flatten, join
 from memjax.parametric import ProductKeyMemory
@@ -138,6 +140,28 @@ def test_gradients_in_parts_are_those_of_the_whole(parts):
   jax.tree.map(near, whole.memory, cut.memory)
   for name in ("loss", "count", "grad_norm"):
     near(numbers[name], cut_numbers[name])
+
+
+def test_a_sharded_step_is_the_same_step():
+  """Rows and memory over 8 devices, the table by its rows over 2, cut into 2 parts."""
+  mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+  rows, table = NamedSharding(mesh, P(("data", "model"))), NamedSharding(mesh, P("model"))
+  batch = Batches(rows=16).at(3)
+  state = start(no_memory(16))
+  alone, numbers = step_in(2)(start(no_memory(16)), batch)
+
+  def place(a):
+    kind = {state.params["table"].shape: table, state.memory.total.shape: rows}
+    return jax.device_put(a, kind.get(a.shape, NamedSharding(mesh, P())))
+
+  state = jax.tree.map(place, state)
+  state, sharded_numbers = step_in(2)(state, jax.device_put(batch, rows))
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+  jax.tree.map(near, state.params, alone.params)
+  jax.tree.map(near, state.memory, alone.memory)
+  near(numbers["grad_norm"], sharded_numbers["grad_norm"])
+  assert state.params["table"].sharding.is_equivalent_to(table, 2)
+  assert state.memory.total.sharding.is_equivalent_to(rows, 2)
 
 
 def test_rows_that_do_not_divide_are_refused():
