@@ -33,8 +33,8 @@ def call(layer, x, state, reset=None, valid=None, context=None):
 def alone(layer, x):
   """A whole sequence in one call that carries nothing; of one shape, to be compiled once."""
   layer, length = replace(layer, capacity=0), x.shape[1]
-  x = jnp.pad(x, ((0, B - x.shape[0]), (0, LONGEST - length), (0, 0)))
-  return call(layer, x, Stateless())[0][:, :length]
+  x = np.pad(np.asarray(x), ((0, B - x.shape[0]), (0, LONGEST - length), (0, 0)))
+  return np.asarray(call(layer, x, Stateless())[0])[:, :length]
 
 
 def turn(x, base=10_000.0):
@@ -104,17 +104,17 @@ def test_qk_norm_forgets_the_scale_of_queries_and_keys():
   close(alone(louder, x), alone(layer, x), atol=1e-4)
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 20])
+@pytest.mark.parametrize("window", [None, 3, 20])
 def test_any_split_is_one_call(window):
   layer, x = make(window=window, kv_heads=2, capacity=T), data()
   expected, last = call(layer, x, layer.init_state(B))
   close(expected, alone(layer, x))
   for cuts in ((4, 8), (1, 5), tuple(range(1, T))):
     state, parts = layer.init_state(B), []
-    for part in jnp.split(x, cuts, axis=1):
+    for part in np.split(x, cuts, axis=1):
       y, state = call(layer, part, state)
       parts.append(y)
-    close(jnp.concatenate(parts, axis=1), expected)
+    close(np.concatenate(parts, axis=1), expected)
     same(state, last)
 
 
@@ -127,8 +127,8 @@ def test_flags_mean_what_they_say(window, seed):
   if seed == 0:
     reset[:, 0], valid[:, :3] = True, False  # padding on the left, in rows that held NaN
   layer = make(window=window, kv_heads=2, capacity=length)
-  clean = data(seed, B, length)
-  x = jnp.where(valid[..., None], clean, jnp.nan)
+  clean = np.asarray(data(seed, B, length))
+  x = np.where(valid[..., None], clean, np.float32(np.nan))
   state = layer.init_state(B)
   if seed == 0:
     state = jax.tree.map(lambda a: jnp.full_like(a, 7 if a.dtype == jnp.int32 else jnp.nan), state)
@@ -136,7 +136,7 @@ def test_flags_mean_what_they_say(window, seed):
   for cut in (slice(0, 6), slice(6, 12), slice(12, 13)):
     y, state = call(layer, x[:, cut], state, reset=reset[:, cut], valid=valid[:, cut])
     parts.append(y)
-  y = jnp.concatenate(parts, axis=1)
+  y = np.concatenate(parts, axis=1)
   assert np.isfinite(y).all()
   for row in range(B):
     segment = np.cumsum(reset[row])
