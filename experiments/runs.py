@@ -64,7 +64,7 @@ def restore(config, workdir: pathlib.Path, name: str, vocab: int):
       f"{folder} does not exist yet; train first, or name another model"
     )
   _, template = set_up(config, vocab, contenders(config)[name])
-  with training.Checkpoints(str(folder), keep=config.checkpoint.keep) as checkpoints:
+  with training.Checkpoints(folder, read_only=True) as checkpoints:
     restored = checkpoints.restore(template)
   if restored is None:
     raise training.CheckpointError(

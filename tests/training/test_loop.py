@@ -130,9 +130,8 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path):
   wanted = run(whole)
   with Checkpoints(tmp_path) as checkpoints:
     run(first, checkpoints=checkpoints)
-    assert checkpoints.steps == [5, 10, 11]
-  for step in (10, 11):
-    (tmp_path / f"{step}/arrays/_METADATA").write_text("{}")
+    assert checkpoints.steps == [5, 10]
+  (tmp_path / "10/arrays/_METADATA").write_text("{}")
   with Checkpoints(tmp_path) as checkpoints:
     with pytest.warns(RuntimeWarning, match="step 5 is used instead"):
       got = run(second, checkpoints=checkpoints)
