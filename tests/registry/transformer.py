@@ -3,13 +3,27 @@
 import functools
 
 import jax
+from flax import nnx
 
-from memjax.transformer import FeedForward, LanguageModel, Stack
+from memjax.core import Memory
+from memjax.testing import Task
+from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 from tests.registry import Row
 
+CAPACITY = 32  # the laws insert padding, so calls get longer than `Row.length`
 
-def _stack(rngs):
-  return Stack(4, pattern=(functools.partial(FeedForward, hidden=8),), repeats=2, rngs=rngs)
+attention = functools.partial(Attention, heads=2, capacity=CAPACITY)
+window = functools.partial(attention, window=3)
+hidden = functools.partial(FeedForward, hidden=8)
+
+
+def _stack(dim: int, rngs: nnx.Rngs, *, mixer=window) -> Memory:
+  return Stack(dim, pattern=(mixer, hidden), repeats=2, rngs=rngs)
+
+
+def _model(rngs: nnx.Rngs, *, dim: int = 4, mixer=window) -> Memory:
+  body = functools.partial(_stack, mixer=mixer)
+  return LanguageModel(11, dim, body=lambda dim, rngs: body(dim, rngs), rngs=rngs)
 
 
 def _ids(key, batch, length):
@@ -17,13 +31,28 @@ def _ids(key, batch, length):
 
 
 ROWS: list[Row] = [
-  Row("feed-forward", lambda rngs: FeedForward(4, hidden=8, rngs=rngs), dim=4),
-  Row("feed-forward-gated", lambda rngs: FeedForward(4, hidden=8, gated=True, bias=True, rngs=rngs), dim=4),
-  Row("stack", _stack, dim=4, batch=2),  # as many layers as rows: an axis taken by position mixes them
+  Row("feed-forward", lambda rngs: hidden(4, rngs=rngs), dim=4),
+  Row("feed-forward-gated", lambda rngs: hidden(4, gated=True, bias=True, rngs=rngs), dim=4),
+  Row("attention", lambda rngs: attention(4, kv_heads=2, rngs=rngs), dim=4),
+  Row(
+    "attention-window",
+    lambda rngs: window(4, head_dim=4, kv_heads=1, qk_norm=True, bias=True, rngs=rngs),
+    dim=4,
+    task=Task(make=lambda rngs: attention(4, window=6, qk_norm=True, rngs=rngs)),
+  ),
+  # As many layers as rows: an axis taken by position would mix them.
+  Row(
+    "stack-attention",
+    lambda rngs: _stack(4, rngs),
+    dim=4,
+    batch=2,
+    task=Task(make=lambda rngs: _stack(4, rngs, mixer=attention)),
+  ),
   Row(
     "language-model",
-    lambda rngs: LanguageModel(11, 4, body=lambda dim, rngs: _stack(rngs), rngs=rngs),
+    lambda rngs: _model(rngs),
     dim=4,
     inputs=_ids,
+    task=Task(make=lambda rngs: _model(rngs, dim=8, mixer=attention)),
   ),
 ]
