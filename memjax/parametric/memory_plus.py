@@ -27,7 +27,7 @@ class MemoryPlus(Memory):
     values: None: a table of the layer's own; a name: the pool `context.shared[name]`, `[N, dv]`,
       as made by `value_pool`.
     qk_norm: RMSNorm with learned scales over each half of queries and keys before scoring; the
-      paper's "when needed", for large N.
+      paper's "when needed", for large N. "query": queries only.
     temperature: scores are divided by it before the softmax.
     implementation: of the search and of the weighted sum: "reference", "chunk" or None.
 
@@ -44,13 +44,14 @@ class MemoryPlus(Memory):
     query_dim: int | None = None,
     value_dim: int | None = None,
     values: str | None = None,
-    qk_norm: bool = False,
+    qk_norm: bool | str = False,
     temperature: float = 1.0,
     implementation: str | None = None,
     param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):
     checks.positive(dim=dim)
+    checks.one_of("qk_norm", qk_norm, (False, True, "query"))
     query_dim = dim // 2 if query_dim is None else query_dim
     value_dim = dim if value_dim is None else value_dim
     checks.positive(query_dim=query_dim, value_dim=value_dim)
@@ -63,7 +64,7 @@ class MemoryPlus(Memory):
       top_k=top_k,
       query_dim=query_dim,
       norm="rms" if qk_norm else None,
-      norm_keys=qk_norm,
+      norm_keys=qk_norm is True,
       temperature=temperature,
       key_bound=query_dim**-0.5,
       query_init=nnx.initializers.xavier_uniform(),

@@ -125,7 +125,8 @@ def mlp_memory_loss(
       f"logits {list(logits.shape)} and teacher {list(teacher.shape)} must both be [B, T, vocab], "
       f"targets {list(targets.shape)} must be [B, T]"
     )
-  checks.flag("valid", valid, targets.shape)
+  batch, length, _ = logits.shape
+  checks.flag("valid", valid, (batch, length))
   log_q = jax.nn.log_softmax(clean(logits.astype(jnp.float32), valid))
   p = jax.lax.stop_gradient(clean(teacher.astype(jnp.float32), valid))
   log_p = jnp.log(jnp.where(p > 0, p, 1))  # 0 log 0 = 0

@@ -173,6 +173,7 @@ class Values(nnx.Module):
   def _array(self, context) -> jax.Array:
     if self.table is not None:
       return self.table[...]
+    assert self.name is not None  # a table or a name
     table = checks.context_entry(self, context, "shared", self.name)
     if table.shape != (self.rows, self.dim):
       raise ValueError(

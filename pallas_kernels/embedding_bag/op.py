@@ -44,7 +44,7 @@ def _bag(values, ids, weights):
 
 
 def _forward(values, ids, weights):
-  return _bag(values, ids, weights), (values, ids, weights)
+  return chunk.embedding_bag(values, ids, weights), (values, ids, weights)
 
 
 def _backward(residuals, cotangent):

@@ -55,8 +55,8 @@ def _search(queries, keys, top_k):
 
 
 def _forward(queries, keys, top_k):
-  scores, ids = _search(queries, keys, top_k)
-  return (scores, ids), (queries, keys, ids)
+  found = chunk.product_key_topk(queries, keys, top_k)
+  return found, (queries, keys, found[1])
 
 
 def _backward(top_k, residuals, cotangents):

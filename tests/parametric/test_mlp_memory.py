@@ -185,13 +185,13 @@ def test_loss_errors_name_the_argument(change, message):
 def test_imitates_a_datastore_that_a_linear_head_cannot():
   """200 contexts, each its own distribution: KL < 0.05 nat; a linear head stays far above."""
   keys = jax.random.split(jax.random.key(0), 2)
-  contexts = jax.random.normal(keys[0], (1, 200, 6))
+  contexts = jax.random.normal(keys[0], (1, 200, 16))
   teacher = jax.nn.softmax(4 * jax.random.normal(keys[1], (1, 200, VOCAB)))
   targets = jnp.zeros((1, 200), int)
 
   def train(model, logits):
     params, rest = split(model)
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 3000))
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1500))
 
     def loss(params):
       return mlp_memory_loss(logits(join(params, rest)), teacher, targets, alpha=1)
@@ -202,13 +202,13 @@ def test_imitates_a_datastore_that_a_linear_head_cannot():
       updates, opt = optimizer.update(grads, opt)
       return (optax.apply_updates(params, updates), opt), value
 
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), None, 3000)[1])
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), None, 1500)[1])
     return float(run(params)[-1])
 
-  memory = MLPMemory(6, layers=4, vocab=VOCAB, hidden=64, rngs=nnx.Rngs(0))
+  memory = MLPMemory(16, layers=3, vocab=VOCAB, rngs=nnx.Rngs(0))
   kl = train(memory, lambda m: m.logits(m(contexts, Stateless())[0]))
   linear = train(
-    MLPMemory(6, layers=1, vocab=VOCAB, rngs=nnx.Rngs(0)), lambda m: m.logits(contexts)
+    MLPMemory(16, layers=1, vocab=VOCAB, rngs=nnx.Rngs(0)), lambda m: m.logits(contexts)
   )
   print({"memory": kl, "linear": linear})
   assert kl < 0.05 < 0.5 < linear

@@ -199,22 +199,27 @@ def _recall(memory, steps, frozen: tuple[str, ...] = ()):
   )
   params["head"] = jax.random.normal(keys[3], (WIDTH, 64)) * WIDTH**-0.5
 
-  def logits(params):
-    model = {name: value for name, value in params.items() if name != "head"}
-    return (join(model, rest)(x, Stateless())[0] @ params["head"])[0]
-
-  def loss(params):
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params), answers).mean()
-
   optimizer = optax.adam(1e-2)
 
-  def step(carry, _):
-    params, opt = carry
-    updates, opt = optimizer.update(jax.grad(loss)(params), opt)
-    return (optax.apply_updates(params, updates), opt), None
+  def logits(params, rest):
+    model = join({name: a for name, a in params.items() if name != "head"}, rest)
+    return (model(x, Stateless())[0] @ params["head"])[0]
 
-  train = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), None, steps)[0][0])
-  return float(jnp.mean(logits(train(params)).argmax(-1) == answers))
+  def loss(params, rest):
+    found = logits(params, rest)
+    return optax.softmax_cross_entropy_with_integer_labels(found, answers).mean()
+
+  @jax.jit
+  def train(params, rest):
+    def step(carry, _):
+      params, opt = carry
+      updates, opt = optimizer.update(jax.grad(loss)(params, rest), opt)
+      return (optax.apply_updates(params, updates), opt), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, steps)
+    return jnp.mean(logits(params, rest).argmax(-1) == answers)
+
+  return float(train(params, rest))
 
 
 @pytest.mark.slow
