@@ -12,6 +12,7 @@ from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
 from memjax.slots import NeuralTuringMachine
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 
+QK_NORM = {"none": False, "query": "query", "both": True}
 POOL = "values"  # the name of the pool of values that all memory layers share
 
 
@@ -22,7 +23,7 @@ def _product_keys(model):
     heads=model.memory_heads,
     top_k=model.memory_top_k,
     query_dim=model.memory_query_dim,
-    query_norm=model.memory_query_norm,
+    query_norm=None if model.memory_query_norm == "none" else model.memory_query_norm,
   )
 
 
@@ -34,7 +35,7 @@ def _memory_plus(model):
     top_k=model.memory_top_k,
     query_dim=model.memory_query_dim,
     values=POOL,
-    qk_norm=model.memory_qk_norm,
+    qk_norm=QK_NORM[model.memory_qk_norm],
   )
 
 
@@ -66,7 +67,9 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
       f"config.model.memory_layers holds {outside}, but the layers are 0 to {model.layers - 1}"
     )
   attention = functools.partial(Attention, heads=model.heads, window=model.window)
-  feed_forward = functools.partial(FeedForward, hidden=model.hidden or 4 * model.dim)
+  feed_forward = functools.partial(
+    FeedForward, hidden=model.hidden or 4 * model.dim, activation=model.activation
+  )
   exceptions = {}
   if memory != "none":
     exceptions = {layer: (attention, MEMORIES[memory](model)) for layer in model.memory_layers}

@@ -29,6 +29,7 @@ def get_config() -> config_dict.ConfigDict:
   model.dim = 128
   model.layers = 4
   model.heads = 4
+  model.activation = "relu"  # gelu and silu cost as much as a matrix product on a CPU
   model.hidden = 0  # of the feed-forward; 0: 4 * dim
   model.window = config_dict.placeholder(int)  # attention window; None: all that came before
   model.dropout = 0.0
@@ -42,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_top_k = 16
   model.memory_query_dim = 64
   model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
-  model.memory_qk_norm = True  # memory_plus
+  model.memory_qk_norm = "query"  # memory_plus: query | both | none
   model.memory_slots = 32  # ntm
   model.memory_slot_width = 16
 

@@ -2,7 +2,7 @@
 family."""
 
 from memjax.core import channel, checks
-from memjax.core.memory import Context, Memory, clean, scan, segments
+from memjax.core.memory import Context, Memory, bounded, clean, scan, segments
 from memjax.core.module import (
   BatchStat,
   Fixed,
@@ -44,6 +44,7 @@ __all__ = [
   "as_state",
   "axes",
   "batch_size",
+  "bounded",
   "channel",
   "checks",
   "clean",

@@ -90,6 +90,15 @@ def clean(x: jax.Array, valid: jax.Array | None) -> jax.Array:
   return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
+def bounded(x: jax.Array, largest: float) -> jax.Array:
+  """`x` within +-largest, no gradient outside: a token that overflows leaves no NaN in gradients.
+
+  A NaN stays NaN. `jnp.clip` does the same, but its gradient costs as much as a matrix product.
+  """
+  limit = min(largest, float(jnp.finfo(x.dtype).max))
+  return jax.lax.clamp(jnp.asarray(-limit, x.dtype), x, jnp.asarray(limit, x.dtype))
+
+
 def segments(reset: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
   """Segment ids `[B, T] int32` from reset flags: equal where no reset lies between; the carried-in
   segment is 0."""

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Stateless, checks, clean, segments
+from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
 from memjax.transformer import cache as kv
 from memjax.transformer.rotary import rotate
 
-_LARGEST = 1e15  # of a query's or key's entries: their products stay finite, and so do gradients
+_LARGEST = 1e15  # of a query's or key's entries: their products stay finite
 
 
 class Attention(Memory):
@@ -102,7 +102,7 @@ class Attention(Memory):
       proj(x).reshape(*x.shape[:2], -1, self.head_dim)
       for proj in (self.query, self.key, self.value)
     )
-    q, k = _bound(q), _bound(k)
+    q, k = bounded(q, _LARGEST), bounded(k, _LARGEST)
     if self.query_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary is not None:
@@ -196,11 +196,6 @@ class Attention(Memory):
         f"x has T={x.shape[1]} tokens, more than capacity={self.capacity}; "
         f"use replace(model, capacity={x.shape[1]}) or more"
       )
-
-
-def _bound(x):
-  largest = min(_LARGEST, float(jnp.finfo(x.dtype).max))
-  return jnp.clip(x, -largest, largest)
 
 
 def _mend(cache):

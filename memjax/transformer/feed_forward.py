@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Stateless, checks, clean
+from memjax.core import Memory, Stateless, bounded, checks, clean
 from memjax.core.layers import Linear
 
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
 
-_LARGEST = 1e12  # of what enters an activation
+_LARGEST = 1e12  # of what enters an activation: its cube stays finite
 
 
 class FeedForward(Memory):
@@ -51,12 +51,6 @@ class FeedForward(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     x = clean(x, valid)
     act = ACTIVATIONS[self.activation]
-    h = _bound(self.up(x))
-    h = act(h) if self.gate is None else act(_bound(self.gate(x))) * h
+    h = bounded(self.up(x), _LARGEST)
+    h = act(h) if self.gate is None else act(bounded(self.gate(x), _LARGEST)) * h
     return self.down(h), state
-
-
-def _bound(h: jax.Array) -> jax.Array:
-  """`h` within limits that keep its cube finite: a token that overflows leaves no NaN in gradients."""
-  limit = min(_LARGEST, float(jnp.finfo(h.dtype).max))
-  return jnp.clip(h, -limit, limit)
