@@ -47,6 +47,12 @@ def _dense(dim: int, out: int, axes, dtype, rngs: nnx.Rngs) -> Linear:
   return Linear(dim, out, bias=True, init=init, axes=axes, param_dtype=dtype, rngs=rngs)
 
 
+def _near_zero(size: int):
+  """What learned vectors of `size` start from: softmax and tanh of them are nearly flat."""
+  bound = (6 / (1 + size)) ** 0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class NeuralTuringMachine(Memory):
   """A controller that reads and rewrites N slots through read and write heads, one step a token.
 
@@ -104,14 +110,16 @@ class NeuralTuringMachine(Memory):
     self._first(param_dtype, rngs)
 
   def _first(self, dtype, rngs: nnx.Rngs) -> None:
-    heads, normal = self.read_heads + self.write_heads, nnx.initializers.normal(1.0)
-    shape, axes = (heads, self.slots), ("memory", "slots")
-    self.first_weights = param(rngs, normal, shape, axes=axes, dtype=dtype)
+    shape, axes = (self.read_heads + self.write_heads, self.slots), ("memory", "slots")
+    self.first_weights = param(rngs, _near_zero(self.slots), shape, axes=axes, dtype=dtype)
     shape, axes = (self.read_heads, self.width), ("memory", "memory")
-    self.first_reads = param(rngs, normal, shape, axes=axes, dtype=dtype)
-    trained, kind = self.start == "trained", Fixed if self.start == "random" else Param
-    init = nnx.initializers.constant(1e-6) if trained else nnx.initializers.normal(0.5)
+    self.first_reads = param(rngs, _near_zero(self.width), shape, axes=axes, dtype=dtype)
+    init = {
+      "trained": nnx.initializers.constant(1e-6),
+      "learned": _near_zero(self.slots * self.width),
+    }.get(self.start, nnx.initializers.normal(0.5))
     shape, axes = (self.slots, self.width), ("slots", "memory")
+    kind = Fixed if self.start == "random" else Param
     first = param(rngs, init, shape, axes=axes, dtype=dtype, kind=kind)
     self.first_memory = None if self.start == "constant" else first
 
@@ -145,7 +153,7 @@ class NeuralTuringMachine(Memory):
     policy = jax.checkpoint_policies.dots_saveable
     step = jax.checkpoint(self.step, policy=policy, prevent_cse=False)
     features, state = scan(step, inputs, _turn(state), init=init, reset=reset, valid=valid)
-    return jnp.clip(self.out(features), -CLIP, CLIP).astype(x.dtype), _turn(state)
+    return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), _turn(state)
 
   def step(self, inputs: jax.Array, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
     """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
@@ -164,7 +172,7 @@ class NeuralTuringMachine(Memory):
 
   def address(self, h: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The heads at `h [B, C]`: weights `[B, H, N]` (reads first), erase and add `[B, Wr, W]`."""
-    p, parts, start = jnp.clip(self.heads(h), -CLIP, CLIP), [], 0
+    p, parts, start = jax.lax.clamp(-CLIP, self.heads(h), CLIP), [], 0
     for heads, numbers in self._fields():
       end = start + heads * numbers
       parts.append(p[:, start:end].reshape(-1, heads, numbers))

@@ -1,0 +1,48 @@
+"""bAbI, 1k joint: an end-to-end memory network of three hops trained on all twenty tasks at once,
+by the published recipe (arXiv 1503.08895 and its code): linear start, random noise, ten restarts.
+
+    python -m experiments.train --config=experiments/configs/babi.py --workdir=runs/babi \\
+      --config.data.path=tasks_1-20_v1-2/en
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.job = "experiments.jobs.babi"
+  config.seed = 0
+  config.restarts = 10  # trained at once, on the same batches
+  config.batch_size = 32
+  config.clip = 40.0  # of the norm of each matrix; the loss is summed over the batch
+
+  config.data = data = config_dict.ConfigDict()
+  data.path = ""  # the folder that holds qa1_..._train.txt
+  data.tasks = ()  # such as (1, 2); empty: all twenty
+  data.validation = 0.1  # share of the training questions
+
+  config.model = model = config_dict.ConfigDict()
+  model.dim = 50
+  model.slots = 50
+  model.hops = 3
+  model.tying = "adjacent"  # adjacent | layerwise
+  model.position = "centred"  # centred | paper | "" (bag of words)
+  model.temporal = True
+  model.noise = 0.1
+  model.mask_empty = False  # the authors' code lets empty slots take attention
+
+  config.linear = linear = config_dict.ConfigDict()  # first phase: no softmax over the slots
+  linear.epochs = 30
+  linear.learning_rate = 0.005
+  linear.halve_every = 31  # epochs
+
+  config.softmax = softmax = config_dict.ConfigDict()
+  softmax.epochs = 60
+  softmax.learning_rate = 0.005
+  softmax.halve_every = 15
+
+  config.evaluation = evaluation = config_dict.ConfigDict()
+  evaluation.every = 5  # epochs
+  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  checkpoint.every = 5
+  return config

@@ -1,0 +1,43 @@
+"""Copying, trained on 1 to 20 vectors: a Neural Turing Machine beside an LSTM of equal size.
+
+python -m experiments.train --config=experiments/configs/copy.py --workdir=runs/copy
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.job = "experiments.jobs.copy"
+  config.seed = 0
+  config.steps = 5_000
+  config.batch_size = 32
+  config.longest = 20  # sequences have 1 to so many vectors
+  config.bits = 8  # of a vector
+  config.lengths = (20, 40, 80, 120)  # asked for at the end
+
+  config.model = model = config_dict.ConfigDict()
+  model.slots = 128
+  model.width = 20
+  model.heads = 1  # that read, and as many that write
+  model.controller = "lstm"  # lstm | mlp
+  model.hidden = 100
+  model.shift = 1
+  model.start = "constant"  # constant | trained | learned | random
+
+  config.lstm = lstm = config_dict.ConfigDict()
+  lstm.layers = 1
+  lstm.hidden = 0  # 0: as many parameters as the machine
+
+  config.optimizer = optimizer = config_dict.ConfigDict()
+  optimizer.learning_rate = 1e-3
+  optimizer.clip = 50.0  # of the whole gradient's norm; the loss is summed over a sequence
+
+  config.evaluation = evaluation = config_dict.ConfigDict()
+  evaluation.every = 500
+  evaluation.batches = 4
+
+  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  checkpoint.every = 500
+  checkpoint.keep = 1  # the last, and the best
+  return config

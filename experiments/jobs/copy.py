@@ -1,0 +1,213 @@
+"""Copying: a Neural Turing Machine beside an LSTM of equal size, trained on short sequences and
+then asked for long ones."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments import cli, models
+from experiments.console import console, table
+from experiments.metrics import MetricsWriter, read
+from memjax import training
+from memjax.core import Memory, checks, clean, scan
+from memjax.core.layers import Linear
+from memjax.slots import NeuralTuringMachine
+from memjax.slots.controllers import LSTM
+from memjax.tasks import copying
+
+MAY_CHANGE = ("lengths", "evaluation", "checkpoint")
+VALIDATION, TEST = 2**31 - 2, 2**31 - 1  # seeds of sequences that no training step uses
+
+
+class Recurrent(Memory):
+  """An LSTM and a linear output, as memory `[B, T, dim] -> [B, T, out]`."""
+
+  def __init__(self, dim: int, *, out: int, hidden: int, layers: int = 1, rngs: nnx.Rngs):
+    self.dim = dim
+    self.lstm = LSTM(dim, 0, hidden, layers=layers, rngs=rngs)
+    self.out = Linear(hidden, out, bias=True, rngs=rngs)
+
+  def init_state(self, batch):
+    return self.lstm.init_state(batch)
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    inputs = self.lstm.inputs(clean(x, valid))
+    nothing = jnp.zeros((x.shape[0], 0))
+    init = None if reset is None else self.init_state(x.shape[0])
+    step = lambda x_t, state, context: self.lstm.step(x_t, nothing, state)  # noqa: E731
+    h, state = scan(step, inputs, state, init=init, reset=reset, valid=valid)
+    return self.out(h).astype(x.dtype), state
+
+
+class Numbers:
+  """0, 1, 2, ...: each is the seed of a batch, which is made on the device."""
+
+  def __init__(self):
+    self.next = 0
+
+  def __next__(self):
+    self.next += 1
+    return {"number": np.int32(self.next - 1)}
+
+  def get_state(self):
+    return {"next": self.next}
+
+  def set_state(self, state):
+    self.next = state["next"]
+
+
+def build(config) -> dict[str, Memory]:
+  """The machine, and the LSTM whose number of parameters is nearest to its."""
+  bits, made = config.bits, config.model
+  ntm = NeuralTuringMachine(
+    bits + 1, out=bits, slots=made.slots, width=made.width, hidden=made.hidden,
+    read_heads=made.heads, write_heads=made.heads, shift=made.shift, controller=made.controller,
+    start=made.start, rngs=nnx.Rngs(config.seed),
+  )  # fmt: skip
+  lstm = functools.partial(Recurrent, bits + 1, out=bits, layers=config.lstm.layers)
+
+  def distance(hidden):
+    made = nnx.eval_shape(lambda: lstm(hidden=hidden, rngs=nnx.Rngs(0)))
+    return abs(models.parameters(made) - models.parameters(ntm))
+
+  hidden = config.lstm.hidden or min(range(8, 513), key=distance)
+  return {"ntm": ntm, "lstm": lstm(hidden=hidden, rngs=nnx.Rngs(config.seed))}
+
+
+def make_loss(config):
+  """Cross-entropy in nats, and wrong bits, of a sequence; batches are `{"number": seed}`."""
+
+  def loss(model, memory, batch, key):
+    del key
+    seed = jax.random.fold_in(jax.random.key(config.seed), batch["number"])
+    copies = copying.sample(seed, config.batch_size, longest=config.longest, bits=config.bits)
+    logits, _ = model(copies.inputs, model.init_state(config.batch_size))
+    nats = optax.sigmoid_binary_cross_entropy(logits, copies.targets)
+    total = jnp.sum(nats * copies.mask[:, :, None])
+    wrong = jnp.mean(copying.wrong_bits(logits, copies).astype(jnp.float32))
+    return training.LossOutput(total, jnp.float32(config.batch_size), memory, {"wrong_bits": wrong})
+
+  return loss
+
+
+def wrong_bits(model, length: int, config, seed: int) -> float:
+  """Mean wrong bits of a sequence of `length` vectors, over sequences not trained on."""
+
+  @jax.jit
+  def batch_errors(model, key):
+    options = {"shortest": length, "longest": length, "bits": config.bits}
+    copies = copying.sample(key, config.batch_size, **options)
+    logits, _ = model(copies.inputs, model.init_state(config.batch_size))
+    return copying.wrong_bits(logits, copies)
+
+  keys = jax.random.split(jax.random.key(seed), config.evaluation.batches)
+  return float(np.mean([batch_errors(model, key) for key in keys]))
+
+
+@dataclasses.dataclass
+class Trained:
+  """One trained model, its wrong bits by length, and what its training took."""
+
+  name: str
+  model: Memory
+  wrong: dict[int, float]
+  seconds: float
+  curve: list[dict[str, float]]
+
+
+def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Trained | None:
+  """Trains one model, or goes on from its newest checkpoint; None when a signal stopped it."""
+  part = config.optimizer
+  optimizer = optax.chain(optax.clip_by_global_norm(part.clip), optax.adam(part.learning_rate))
+  state = training.init_train_state(model, optimizer, key=jax.random.key(config.seed))
+  writer = MetricsWriter(folder, start=0)
+
+  def start(step, extra):
+    nonlocal writer
+    writer.close()
+    writer = MetricsWriter(folder, start=step)
+
+  def evaluate(state):
+    return {"wrong": wrong_bits(state.model, config.longest, config, VALIDATION)}
+
+  def evaluated(step, metrics, best):
+    wrong, seconds = metrics["wrong"], metrics["seconds"]
+    row = {"sequences": step * config.batch_size, "wrong_bits": wrong, "seconds": seconds}
+    writer.write(step, row)
+    console.print(
+      f"{name}  step {step}/{config.steps}  {wrong:.2f} wrong bits of "
+      f"{config.longest * config.bits} at length {config.longest}  {seconds:.0f} s"
+    )
+
+  with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+    result = training.fit(
+      state, training.make_train_step(make_loss(config), optimizer), Numbers(), steps=config.steps,
+      evaluate=evaluate, evaluate_every=config.evaluation.every, best_metric="wrong",
+      checkpoints=checkpoints, save_every=config.checkpoint.every, stop=stop,
+      on_start=start, on_evaluation=evaluated,
+    )  # fmt: skip
+    writer.close()
+    if result.stopped:
+      return None
+    model = result.state.model
+    if result.best_step != result.step:  # late in the training a loss may leap for a while
+      model = checkpoints.restore(result.state, step=result.best_step).tree.model
+  wrong = {length: wrong_bits(model, length, config, TEST) for length in config.lengths}
+  return Trained(name, model, wrong, result.seconds, read(folder / "metrics.csv"))
+
+
+def run(config, workdir: pathlib.Path) -> bool:
+  """Trains both models, then reports. Returns False when a signal stopped it."""
+  trained = []
+  with cli.one_line():
+    contenders = build(config)
+  with training.StopOnSignal() as stop:
+    for name, model in contenders.items():
+      console.print(f"{name}: {models.parameters(model):,} parameters")
+      result = train(config, workdir / name, name, model, stop)
+      if result is None:
+        return False
+      trained.append(result)
+  columns = ["model", "parameters", "seconds", *(f"length {n}" for n in config.lengths)]
+  rows = [
+    [t.name, f"{models.parameters(t.model):,}", f"{t.seconds:.0f}"]
+    + [f"{t.wrong[n]:.2f}" for n in config.lengths]
+    for t in trained
+  ]
+  chance = ["chance", "-", "-", *(f"{n * config.bits / 2:.0f}" for n in config.lengths)]
+  title = f"Wrong bits of a sequence, after training on lengths 1 to {config.longest}"
+  (workdir / "report.md").write_text(table(title, columns, [*rows, chance]))
+  picture(workdir / "curves.png", trained, config)
+  console.print(f"Picture: {workdir / 'curves.png'}   table: {workdir / 'report.md'}")
+  return True
+
+
+def picture(path: pathlib.Path, trained: list[Trained], config) -> None:
+  """Wrong bits over sequences seen, and over the length asked for, as a PNG."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(9, 3.6), layout="constrained")
+  FigureCanvasAgg(figure)
+  left, right = figure.subplots(1, 2)
+  for result in trained:
+    left.plot(
+      [row["sequences"] for row in result.curve],
+      [row["wrong_bits"] for row in result.curve],
+      marker=".",
+      label=result.name,
+    )
+    right.plot(list(result.wrong), list(result.wrong.values()), marker="o", label=result.name)
+  left.set(xlabel="sequences seen", ylabel=f"wrong bits at length {config.longest}")
+  right.set(xlabel="length asked for", ylabel="wrong bits of a sequence")
+  for panel in (left, right):
+    panel.grid(alpha=0.3)
+    panel.legend()
+  figure.savefig(path, dpi=120)
