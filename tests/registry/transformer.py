@@ -3,9 +3,10 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory
+from memjax.core import Context, Memory
 from memjax.testing import Task
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 from tests.registry import Row
@@ -30,6 +31,13 @@ def _ids(key, batch, length):
   return jax.random.randint(key, (batch, length), 0, 11)
 
 
+def _spans(batch, length):
+  """The first quarter of each half of the tokens is a span: the laws cut at quarters."""
+  quarter = jnp.arange(length) // (length // 4)
+  span = jnp.where(quarter % 2 == 0, 1 + quarter, 0)
+  return Context(tokens={"span": jnp.tile(span[None], (batch, 1))})
+
+
 ROWS: list[Row] = [
   Row("feed-forward", lambda rngs: hidden(4, rngs=rngs), dim=4),
   Row("feed-forward-gated", lambda rngs: hidden(4, gated=True, bias=True, rngs=rngs), dim=4),
@@ -39,6 +47,19 @@ ROWS: list[Row] = [
     lambda rngs: window(4, head_dim=4, kv_heads=1, qk_norm=True, bias=True, rngs=rngs),
     dim=4,
     task=Task(make=lambda rngs: attention(4, window=6, qk_norm=True, rngs=rngs)),
+  ),
+  Row(
+    "attention-within-call",
+    lambda rngs: attention(4, capacity=0, rngs=rngs),
+    dim=4,
+    exempt={"split": "with capacity 0 a call sees its own tokens only, as documented"},
+  ),
+  Row(
+    "attention-spans",
+    lambda rngs: attention(4, span="span", rngs=rngs),
+    dim=4,
+    extras=_spans,
+    exempt={"split:decoding": "a span sees all of its own tokens, so it stands in one call"},
   ),
   # As many layers as rows: an axis taken by position would mix them.
   Row(

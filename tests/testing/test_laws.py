@@ -17,7 +17,7 @@ from tests.testing.changed import changed
 ROWS = rows()
 OTHER = tuple(law for law in LAWS if law not in FAST)
 # These rows get the other laws and the second Flax mode in every run.
-SAMPLE = {"stack", "language-model", "ntm-lstm", "product-keys-rms"}
+SAMPLE = {"stack-attention", "language-model", "ntm-lstm", "product-keys-rms", "rmt"}
 NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
 
