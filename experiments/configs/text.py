@@ -13,8 +13,8 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.job = "experiments.jobs.text"
   config.seed = 0
-  config.steps = 400
-  config.batch_size = 16
+  config.steps = 500
+  config.batch_size = 8
   config.sequence_length = 256
   config.accumulate = 1  # microbatches a step
 
@@ -63,9 +63,9 @@ def get_config() -> config_dict.ConfigDict:
   twin.learning_rate = 3e-3
 
   config.evaluation = evaluation = config_dict.ConfigDict()
-  evaluation.every = 50
-  evaluation.tokens = 65_536  # of the validation text, during training
-  evaluation.final_tokens = 524_288
+  evaluation.every = 100
+  evaluation.tokens = 32_768  # of the validation text, during training
+  evaluation.final_tokens = 262_144
 
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   checkpoint.every = 100
