@@ -31,7 +31,10 @@ def chosen(*names):
 
 def test_rows_of_a_changed_file_are_chosen_also_through_what_they_hold(git):
   git(["memjax/transformer/feed_forward.py", "README.md"])
-  assert chosen("feed-forward", "stack", "ntm-lstm") == ["feed-forward", "stack"]
+  assert chosen("feed-forward", "stack-attention", "ntm-lstm") == [
+    "feed-forward",
+    "stack-attention",
+  ]
 
 
 def test_a_row_names_further_files(git):
