@@ -23,16 +23,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("memjax")
 
 
+def unoptimised(config):
+  """Whether LLVM's optimisation is off: a third of the default run's time, but slow tests run long."""
+  return config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
+
+
 def pytest_configure(config):
-  # Compiling is what tests cost: a third less without LLVM's optimisation.  Slow tests run long.
-  if config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+  if unoptimised(config):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-def pytest_report_header():
-  optimised = "un" * jax.config.jax_disable_most_optimizations + "optimised"
-  devices = f"{jax.device_count()} devices, {optimised} code"
-  return f"jax {jax.__version__}, flax {flax.__version__}, {devices}"
+def pytest_report_header(config):
+  code = "unoptimised code" if unoptimised(config) else "optimised code"
+  return f"jax {jax.__version__}, flax {flax.__version__}, {jax.device_count()} devices, {code}"
 
 
 def pytest_collection_modifyitems(items):
