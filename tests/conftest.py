@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("memjax")
 
 
 def unoptimised(config):
-  """Whether LLVM's optimisation is off: a third of the default run's time, but slow tests run long."""
+  """Whether LLVM's optimisation is off: it is a third of the default run's time."""
   return config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 
 

@@ -107,18 +107,18 @@ def run(script):
 
 
 def test_import_memjax_is_light():
-  """0.5 s beyond jax and flax on a quiet machine; the mark is wide: tests share the cores."""
+  """CPU time beyond jax and flax, since tests share the cores: 0.06 s when this was written."""
   seconds, loaded = run(
     "import sys, time, jax\n"
     "from flax import nnx\n"
-    "start = time.perf_counter()\n"
+    "start = time.process_time()\n"
     "import memjax\n"
-    "print(time.perf_counter() - start)\n"
+    "print(time.process_time() - start)\n"
     "print(*{name.split('.')[0] for name in sys.modules})"
   ).splitlines()
   heavy = {"tensorflow", "tensorflow_datasets", "orbax", "grain", "tensorstore", "matplotlib"}
   assert not heavy & set(loaded.split())
-  assert float(seconds) < 2.0
+  assert float(seconds) < 0.5
 
 
 def test_importing_does_not_start_a_backend():
