@@ -13,7 +13,7 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.job = "experiments.jobs.text"
   config.seed = 0
-  config.steps = 500
+  config.steps = 600
   config.batch_size = 8
   config.sequence_length = 256
   config.accumulate = 1  # microbatches a step
@@ -48,7 +48,7 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_slot_width = 16
 
   config.optimizer = optimizer = config_dict.ConfigDict()
-  optimizer.learning_rate = 5e-3
+  optimizer.learning_rate = 3e-3
   optimizer.table_learning_rate = 3e-2  # memory values
   optimizer.weight_decay = 0.1
   optimizer.b1 = 0.9
@@ -60,11 +60,11 @@ def get_config() -> config_dict.ConfigDict:
 
   config.twin = twin = config_dict.ConfigDict()
   twin.train = True  # the dense twin: feed-forward layers only, equal tokens
-  twin.learning_rate = 5e-3
+  twin.learning_rate = 3e-3
 
   config.evaluation = evaluation = config_dict.ConfigDict()
   evaluation.every = 100
-  evaluation.tokens = 32_768  # of the validation text, during training
+  evaluation.tokens = 65_536  # of the validation text, during training
   evaluation.final_tokens = 262_144
 
   config.checkpoint = checkpoint = config_dict.ConfigDict()
