@@ -78,8 +78,8 @@ def torch_model(ntm):
       self.cell = torch.nn.LSTMCell(BITS + 1 + WIDTH, HIDDEN)
       self.heads = torch.nn.Linear(HIDDEN, 2 * (WIDTH + 6) + 2 * WIDTH)
       self.out = torch.nn.Linear(HIDDEN + WIDTH, BITS)
-      self.first_weights = torch.nn.Parameter(numbers["first_weights"].clone())
-      self.first_reads = torch.nn.Parameter(numbers["first_reads"].clone())
+      for name in ("first_memory", "first_weights", "first_reads"):
+        self.register_parameter(name, torch.nn.Parameter(numbers[name].clone()))
       recurrent = numbers["controller/recurrent/0/kernel"]
       inner = torch.cat([numbers["controller/inner/0/kernel"], recurrent[:WIDTH]])
       with torch.no_grad():
@@ -93,7 +93,7 @@ def torch_model(ntm):
 
     def forward(self, x):
       h = c = x.new_zeros(BATCH, HIDDEN)
-      memory = x.new_full((BATCH, SLOTS, WIDTH), 1e-6)
+      memory = self.first_memory.expand(BATCH, SLOTS, WIDTH)
       w = torch.softmax(self.first_weights, -1).expand(BATCH, 2, SLOTS)
       read = torch.tanh(self.first_reads).expand(BATCH, WIDTH)
       outputs = []

@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
   model.controller = "lstm"  # lstm | mlp
   model.hidden = 100
   model.shift = 1
-  model.start = "constant"  # constant | trained | learned | random
+  model.start = "trained"  # trained | constant | learned | random
 
   config.lstm = lstm = config_dict.ConfigDict()
   lstm.layers = 1

@@ -41,10 +41,10 @@ def _sentences(key, batch, length):
 
 
 ROWS: list[Row] = [
-  Row("ntm-lstm", _ntm(start="trained"), dim=4),
+  Row("ntm-lstm", _ntm(), dim=4),
   Row(
     "ntm-mlp-heads",
-    _ntm(controller="mlp", read_heads=2, write_heads=2, read_before_write=False),
+    _ntm(start="constant", controller="mlp", read_heads=2, write_heads=2, read_before_write=False),
     dim=4,
   ),
   Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),

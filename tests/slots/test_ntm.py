@@ -198,6 +198,7 @@ def test_equal_slots_stay_equal_without_a_position_to_tell_them_apart():
 
 def test_the_first_state_follows_its_options():
   assert (make().init_state(2).memory == np.float32(1e-6)).all()
+  assert (make(start="constant").init_state(2).memory == np.float32(1e-6)).all()
   trained = {start: set(split(make(start=start))[0]) for start in ("constant", "trained", "random")}
   assert trained["trained"] - trained["constant"] == {"first_memory"}
   assert trained["random"] == trained["constant"]
