@@ -190,25 +190,25 @@ def test_imitates_a_datastore_that_a_linear_head_cannot():
   targets = jnp.zeros((1, 200), int)
 
   def train(model, logits):
-    params, rest = split(model)
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1500))
 
-    def loss(params):
-      return mlp_memory_loss(logits(join(params, rest)), teacher, targets, alpha=1)
+    @jax.jit
+    def run(params, rest, contexts):
+      def loss(params):
+        return mlp_memory_loss(logits(join(params, rest), contexts), teacher, targets, alpha=1)
 
-    def step(carry, _):
-      params, opt = carry
-      value, grads = jax.value_and_grad(loss)(params)
-      updates, opt = optimizer.update(grads, opt)
-      return (optax.apply_updates(params, updates), opt), value
+      def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), value
 
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), None, 1500)[1])
-    return float(run(params)[-1])
+      return jax.lax.scan(step, (params, optimizer.init(params)), None, 1500)[1][-1]
+
+    return float(run(*split(model), contexts))
 
   memory = MLPMemory(16, layers=3, vocab=VOCAB, rngs=nnx.Rngs(0))
-  kl = train(memory, lambda m: m.logits(m(contexts, Stateless())[0]))
-  linear = train(
-    MLPMemory(16, layers=1, vocab=VOCAB, rngs=nnx.Rngs(0)), lambda m: m.logits(contexts)
-  )
+  kl = train(memory, lambda memory, h: memory.logits(memory(h, Stateless())[0]))
+  linear = train(memory, lambda memory, h: memory.logits(h))
   print({"memory": kl, "linear": linear})
   assert kl < 0.05 < 0.5 < linear

@@ -11,6 +11,7 @@ from flax import nnx
 
 from memjax.core import Context, Stateless, channel, join, replace, split
 from memjax.parametric import ProductKeyMemory, count_usage, usage_metrics
+from memjax.transformer import FeedForward
 
 SIZES = {"keys": 5, "heads": 2, "top_k": 3, "query_dim": 4}
 
@@ -184,57 +185,49 @@ def test_an_unknown_implementation_is_refused():
     make(implementation="fast")(activations(), Stateless())
 
 
-FACTS, WIDTH = 4096, 64
-
-
-def _recall(memory, steps, frozen: tuple[str, ...] = ()):
-  """Accuracy after learning random facts (token, token) -> token."""
-  keys = jax.random.split(jax.random.key(0), 4)
-  pairs = jax.random.permutation(keys[0], 64 * 64)[:FACTS]
-  answers = jax.random.randint(keys[1], (FACTS,), 0, 64)
-  embed = jax.random.normal(keys[2], (2, 64, WIDTH // 2))
+def recall(layer, frozen=(), steps=300):
+  """Accuracy after learning 4096 random facts (token, token) -> token with a fixed read-out."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  pairs = jnp.arange(4096)
+  answers = jax.random.randint(keys[0], (4096,), 0, 64)
+  embed = jax.random.normal(keys[1], (2, 64, 32))
   x = jnp.concatenate([embed[0, pairs // 64], embed[1, pairs % 64]], axis=-1)[None]
-  params, rest = split(
-    memory, freeze=lambda name: name.startswith(tuple(frozen)) if frozen else False
-  )
-  params["head"] = jax.random.normal(keys[3], (WIDTH, 64)) * WIDTH**-0.5
-
+  head = jax.random.normal(keys[2], (64, 64)) / 8
+  params, rest = split(layer, freeze=lambda name: name.startswith(frozen))
   optimizer = optax.adam(1e-2)
-
-  def logits(params, rest):
-    model = join({name: a for name, a in params.items() if name != "head"}, rest)
-    return (model(x, Stateless())[0] @ params["head"])[0]
-
-  def loss(params, rest):
-    found = logits(params, rest)
-    return optax.softmax_cross_entropy_with_integer_labels(found, answers).mean()
 
   @jax.jit
   def train(params, rest):
-    def step(carry, _):
-      params, opt = carry
-      updates, opt = optimizer.update(jax.grad(loss)(params, rest), opt)
-      return (optax.apply_updates(params, updates), opt), None
+    def loss(params):
+      logits = (join(params, rest)(x, Stateless())[0] @ head)[0]
+      nats = optax.softmax_cross_entropy_with_integer_labels(logits, answers).mean()
+      return nats, jnp.mean(logits.argmax(-1) == answers)
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, steps)
-    return jnp.mean(logits(params, rest).argmax(-1) == answers)
+    def step(carry, _):
+      params, state = carry
+      grads, accuracy = jax.grad(loss, has_aux=True)(params)
+      updates, state = optimizer.update(grads, state)
+      return (optax.apply_updates(params, updates), state), accuracy
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), None, steps)[1][-1]
 
   return float(train(params, rest))
 
 
 @pytest.mark.slow
 def test_memorises_what_a_feed_forward_layer_of_equal_flops_cannot():
-  from memjax.transformer import FeedForward
+  memory = recall(make(64, keys=64, heads=2, top_k=2, query_dim=16))
+  # FLOPs a token: queries 2 * 64 * 32, scores 2 * 2 * 64 * 16, values 2 * 4 * 64 make 8704; a
+  # feed-forward layer of hidden width 34 spends the same.
+  dense = recall(FeedForward(64, hidden=34, rngs=nnx.Rngs(0)))
+  print({"memory": memory, "dense": dense})
+  assert memory > 0.99 and dense < 0.4
 
-  sizes = {"keys": 64, "heads": 4, "top_k": 8, "query_dim": 32}
-  # FLOPs a token: queries 2 * 64 * 128, scores 2 * 4 * 64 * 32, values 2 * 32 * 64 make 36,864; a
-  # feed-forward layer of hidden width 144 spends the same.
-  scores = {
-    "memory": _recall(make(WIDTH, **sizes), 300),
-    "frozen": _recall(make(WIDTH, **sizes), 300, frozen=("search",)),
-    "dense": _recall(FeedForward(WIDTH, hidden=144, rngs=nnx.Rngs(0)), 300),
-  }
-  print(scores)
-  assert scores["memory"] > 0.995
-  assert scores["dense"] < 0.9
-  assert scores["frozen"] < scores["memory"] - 0.02
+
+@pytest.mark.slow
+def test_frozen_queries_and_keys_store_less():
+  """Two slots a fact: those that random keys give to several facts must be told apart."""
+  sizes = {"keys": 64, "heads": 1, "top_k": 2, "query_dim": 16}
+  trained, frozen = recall(make(64, **sizes)), recall(make(64, **sizes), frozen=("search",))
+  print({"trained": trained, "frozen": frozen})
+  assert trained > frozen + 0.08
