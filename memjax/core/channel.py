@@ -107,10 +107,9 @@ def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
   """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step)."""
   if not collecting():
     return jax.lax.scan(body, carry, xs, length, unroll=unroll)
-  if length is None:
-    length = jax.tree.leaves(xs)[0].shape[0]
+  steps = jax.tree.leaves(xs)[0].shape[0] if length is None else length
   asked = wanted(body, carry, jax.tree.map(lambda a: a[0], xs))
-  taps = {key: tap(key, (length, *s.shape), s.dtype) for key, s in asked.items()}
+  taps = {key: tap(key, (steps, *s.shape), s.dtype) for key, s in asked.items()}
 
   def inner(carry, inputs):
     x, step_taps = inputs
@@ -118,7 +117,7 @@ def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
       carry, y = body(carry, x)
     return carry, (y, frame.emitted)
 
-  carry, (ys, emitted) = jax.lax.scan(inner, carry, (xs, taps), length, unroll=unroll)
+  carry, (ys, emitted) = jax.lax.scan(inner, carry, (xs, taps), steps, unroll=unroll)
   for key, value in emitted.items():
     emit(key, value)
   return carry, ys

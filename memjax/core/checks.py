@@ -38,7 +38,7 @@ def one_of(name: str, value, choices) -> None:
     raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def flag(name: str, value, shape: tuple[int, int]) -> None:
+def flag(name: str, value, shape: tuple[int, ...]) -> None:
   """Raises unless `value` is None or a bool array of `shape` (batch, time)."""
   if value is None:
     return

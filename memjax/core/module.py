@@ -3,13 +3,15 @@ less stable names."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core.state import Axes, stack_depths, stack_key
+
+M = TypeVar("M", bound=nnx.Module)
 
 Param = nnx.Param
 BatchStat = nnx.BatchStat
@@ -198,7 +200,7 @@ def _depth_names(name: str) -> list[tuple[str, int | None]]:
   return [(name, None)]
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
   """`count` modules made by `make(rngs)` with their parameters stacked on axis 0, to be run by
   `scan`."""
   return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))

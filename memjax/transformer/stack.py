@@ -1,6 +1,7 @@
 """A residual stack of memories is a memory: `x = x + layer(norm(x))`, states threaded, repeated
 layers scanned."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -122,7 +123,7 @@ class Stack(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     x, states = clean(x, valid), {}
 
-    def block(keys, x, layers, states, index):
+    def block(keys, index, x, layers, states):
       new = []
       for key, layer, layer_state in zip(keys, layers, states, strict=True):
         depth = (stack_depths(key) or (int(key),))[0] + index * len(keys)
@@ -138,9 +139,9 @@ class Stack(Memory):
       layers, group = [self.layers[key] for key in keys], [state.layers[key] for key in keys]
       depths = stack_depths(keys[0])
       if depths is None:
-        x, new = self._rematerialise(lambda *a, keys=keys: block(keys, *a, 0), x, layers, group)
+        x, new = self._rematerialise(functools.partial(block, keys, 0), x, layers, group)
       else:
-        x, new = self._scan(lambda *a, keys=keys: block(keys, *a), x, layers, group, len(depths))
+        x, new = self._scan(functools.partial(block, keys), x, layers, group, len(depths))
       states.update(zip(keys, new, strict=True))
     return (x if self.norm is None else self.norm(x)), StackState(states)
 
@@ -157,7 +158,7 @@ class Stack(Memory):
         x, states = carry
         layers, i = inputs
         mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
-        x, mine = block(x, layers, mine, i)
+        x, mine = block(i, x, layers, mine)
         put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0)  # noqa: E731
         return (x, jax.tree.map(put, states, list(mine))), None
 
@@ -165,7 +166,8 @@ class Stack(Memory):
       return x, states
 
     def body(x, inputs):
-      return self._rematerialise(block, x, *inputs, in_scan=True)
+      layers, states, i = inputs
+      return self._rematerialise(block, i, x, layers, states, in_scan=True)
 
     return channel.scan(body, x, (layers, states, index))
 

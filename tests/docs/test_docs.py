@@ -1,4 +1,4 @@
-"""Every Python block of the README and the guides runs, in order, in one namespace a file; shell commands name real modules."""
+"""Every Python block of the README and the guides runs, in order, in one namespace a file."""
 
 import pathlib
 import re
