@@ -71,7 +71,7 @@ class LSTM(nnx.Module):
 
   def step(self, inputs: jax.Array, extra: jax.Array, state: tuple[LSTMState, ...]):
     """One step: `inputs [B, 4C]`, `extra [B, E]`, states -> the last layer's h `[B, C]`, states."""
-    new, h = [], None
+    new, h = [], inputs  # h: of the layer below
     for layer, old in enumerate(state):
       if layer == 0:
         gates = inputs + self.recurrent[0](jnp.concatenate([extra, old.h], axis=-1))
