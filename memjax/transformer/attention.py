@@ -38,7 +38,6 @@ class Attention(Memory):
     span: name of a `context.tokens` entry `[B, T]` of an integer dtype. Tokens of one call with the
       same non-zero number see each other in both directions; 0 is a plain causal token.
     cache_dtype: dtype of the cache.
-    implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
 
   State: `cache.KVCache`; `Stateless` without capacity.
   """
@@ -47,7 +46,7 @@ class Attention(Memory):
     self, dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
     window: int | None = None, capacity: int = 0, rotary: float | None = 10_000.0,
     qk_norm: bool = False, bias: bool = False, span: str | None = None, cache_dtype=jnp.float32,
-    implementation: str | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs,
+    param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     checks.positive(dim=dim, heads=heads)
     if head_dim is None:
@@ -57,10 +56,9 @@ class Attention(Memory):
     checks.positive(head_dim=head_dim)
     checks.divides("kv_heads", kv_heads, "heads", heads)
     _check_options(head_dim, window, capacity, rotary)
-    checks.one_of("implementation", implementation, (None, "xla", "cudnn"))
     self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
     self.window, self.capacity, self.rotary, self.span = window, capacity, rotary, span
-    self.cache_dtype, self.implementation = jnp.dtype(cache_dtype), implementation
+    self.cache_dtype = jnp.dtype(cache_dtype)
     self.causal = span is None
     make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
     self.query = Linear(dim, heads * head_dim, axes=("embed", "heads"), **make)
@@ -103,7 +101,7 @@ class Attention(Memory):
       for proj in (self.query, self.key, self.value)
     )
     q, k = bounded(q, _LARGEST), bounded(k, _LARGEST)
-    if self.query_norm is not None:
+    if self.query_norm is not None and self.key_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary is not None:
       q, k = rotate(q, at, self.rotary), rotate(k, at, self.rotary)
@@ -113,7 +111,7 @@ class Attention(Memory):
 
   def _attend(self, q, k, v, **mask):
     k, v = k.astype(q.dtype), v.astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, implementation=self.implementation, **mask)
+    return jax.nn.dot_product_attention(q, k, v, **mask)
 
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""

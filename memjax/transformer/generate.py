@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from memjax.core import Context, checks
 from memjax.transformer import decode
@@ -116,7 +117,7 @@ def _check_prompts(model, prompts, valid, eos):
   checks.flag("valid", valid, shape)
   if eos is not None and not 0 <= eos < model.vocab:
     raise ValueError(f"eos={eos!r} is not an id; vocab={model.vocab} has 0 to {model.vocab - 1}")
-  if isinstance(prompts, jax.core.Tracer) or isinstance(valid, jax.core.Tracer):
+  if isinstance(prompts, Tracer) or isinstance(valid, Tracer):
     return
   ids = np.asarray(prompts) if valid is None else np.asarray(prompts)[np.asarray(valid)]
   if ids.size and not (ids.min() >= 0 and ids.max() < model.vocab):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from memjax.core import Context, Memory, channel, submodules
 from memjax.transformer.attention import Attention
@@ -58,7 +59,7 @@ def _used(state) -> int:
   """Tokens in the fullest cache, as far as they are known (while tracing they are not)."""
   nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, KVCache))
   lengths = [node.length for node in nodes if isinstance(node, KVCache)]
-  return max((int(np.max(n)) for n in lengths if not isinstance(n, jax.core.Tracer)), default=0)
+  return max((int(np.max(n)) for n in lengths if not isinstance(n, Tracer)), default=0)
 
 
 def prefill(
@@ -102,9 +103,9 @@ def prefill(
     at = end + jnp.arange(min(g - 1, length))[None]
     rest = jnp.take_along_axis(prompts, jnp.minimum(at, length - 1), axis=1)
     rest_valid = at < count
-  last = None
+  last = jnp.zeros((prompts.shape[0], model.dim), model.dtype)
   if whole.size:
-    last, state = run(state, whole, whole_valid, chunk)
+    last, state = run(state, whole, whole_valid, chunk, last)
   if rest.size:
     last, state = run(state, rest, rest_valid, part, last)
   return model.logits(last), state

@@ -278,7 +278,6 @@ def test_decoding_a_deep_stack_works_in_place():
     ({"window": 0}, "window=0"),
     ({"capacity": -1}, "capacity=-1"),
     ({"rotary": True}, "rotary=True"),
-    ({"implementation": "flash"}, "implementation='flash'"),
   ],
 )
 def test_bad_sizes(options, words):
