@@ -25,7 +25,7 @@ def main(config, workdir) -> None:
       print(error)
       continue
     found = training.evaluate(eval_step, state, batches)
-    bits = runs.bits_per_byte(found["loss"], corpus, flags.FLAGS.split)
+    bits = runs.bits_per_byte(found["nats"], corpus, flags.FLAGS.split)
     size = f"{models.parameters(state.model):,}"
     rows.append([name, str(step), size, f"{found['count']:,.0f}", f"{bits:.4f}"])
   if not rows:

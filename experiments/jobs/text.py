@@ -90,7 +90,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   if result.stopped:
     return None
   final = training.evaluate(eval_step, result.state, batches(config.evaluation.final_tokens))
-  bits = runs.bits_per_byte(final["loss"], corpus)
+  bits = runs.bits_per_byte(final["nats"], corpus)
   return Trained(name, result.state.model, bits, watch.seconds, read(folder / "metrics.csv"))
 
 
@@ -144,8 +144,8 @@ class Watch:
 
   def evaluation(self, step: int, metrics: dict, is_best: bool) -> None:
     metrics = dict(metrics)
-    bits = runs.bits_per_byte(metrics.pop("loss"), self.corpus)
-    metrics = {k: v for k, v in metrics.items() if k not in ("count", "nats", "seconds")}
+    bits = runs.bits_per_byte(metrics["nats"], self.corpus)
+    metrics = {k: v for k, v in metrics.items() if k not in ("loss", "count", "nats", "seconds")}
     used = ""
     if "slots_used" in metrics:
       used = f", {metrics['slots_used']:.0%} of slots used, KL {metrics['kl_to_uniform']:.2f}"
