@@ -16,6 +16,7 @@ from flax import nnx
 from memjax.core import Memory, as_state, checks, leaf, param
 
 NIL = 0  # the id that pads a sentence
+SMALL = 512  # rows of a table that is read by products: the gradient of a gather is slow to add up
 BLOCK = 64  # questions answered at once in a call: bounds the memory that a long call takes
 
 
@@ -163,14 +164,13 @@ class EndToEndMemoryNetwork(Memory):
 
   def _embed(self, tables, ids):
     """`sum_j l_j table[ids_j]`: tables `[vocab, E, d]`, ids `[..., J]` -> `[..., E, d]`."""
-    ids = jnp.where(ids < 0, self.vocab, ids)  # a negative index would count from the end
-    words = jnp.take(tables, ids, axis=0, mode="fill", fill_value=jnp.nan)
     same, slope, tilt = self._places(ids)
-    bag = jnp.einsum("...j,...jed->...ed", same, words)
-    if self.position is None:
-      return bag
-    tilt = tilt.reshape((1,) * (bag.ndim - 1) + (-1,))
-    return bag + tilt * jnp.einsum("...j,...jed->...ed", slope, words)
+    bag = _bags(tables, ids, same)
+    if self.position is not None:
+      tilt = tilt.reshape((1,) * (bag.ndim - 1) + (-1,))
+      bag = bag + tilt * _bags(tables, ids, slope)
+    known = jnp.all((ids >= 0) & (ids < self.vocab), axis=-1)
+    return jnp.where(known[..., None, None], bag, jnp.nan)
 
   def _places(self, ids):
     """The weights of words as `l_j = same_j + slope_j tilt`: `same, slope [..., J]`, `tilt [d]`."""
@@ -187,7 +187,8 @@ class EndToEndMemoryNetwork(Memory):
     if not self.temporal:
       return jnp.zeros((1,) * (times.ndim + 2))
     tables = jnp.stack([table[...][self.vocab :] for table in self.tables], axis=1)
-    rows = jnp.take(tables.astype(jnp.float32), times - 1, axis=0)
+    ids = (times - 1)[..., None]
+    rows = _bags(tables.astype(jnp.float32), ids, jnp.ones(ids.shape))
     if self.position != "centred":
       return rows
     last, k = self.words + 1, jnp.arange(1, self.dim + 1)
@@ -255,6 +256,14 @@ class EndToEndMemoryNetwork(Memory):
 def _take(a, window):
   """Rows of `a [B, P, ...]` at `window [B, N]`."""
   return jnp.take_along_axis(a, window.reshape(window.shape + (1,) * (a.ndim - 2)), axis=1)
+
+
+def _bags(tables, ids, weights) -> jax.Array:
+  """`sum_j weights_j tables[ids_j]` `[..., E, d]`: tables `[V, E, d]`, ids, weights `[..., J]`."""
+  if len(tables) <= SMALL:
+    counts = jnp.einsum("...jv,...j->...v", jax.nn.one_hot(ids, len(tables)), weights)
+    return jnp.einsum("...v,ved->...ed", counts, tables, precision="highest")
+  return jnp.einsum("...jed,...j->...ed", jnp.take(tables, ids, axis=0, mode="clip"), weights)
 
 
 def _without_nil(table) -> jax.Array:

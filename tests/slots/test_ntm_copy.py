@@ -14,11 +14,11 @@ from memjax.slots import NeuralTuringMachine
 from memjax.tasks import copying
 
 pytestmark = pytest.mark.slow
-LONGEST, BATCH, STEPS, CHUNK = 10, 32, 3000, 250
+LONGEST, BATCH, STEPS, CHUNK = 10, 32, 4000, 250
 
 
 def train(**options):
-  """The machine after the chunk that was best at length 10, and its wrong bits there."""
+  """The machine after the last chunk that was best at length 10, and its wrong bits there."""
   sizes = {"out": 8, "slots": 32, **options}
   params, rest = split(NeuralTuringMachine(9, **sizes, rngs=nnx.Rngs(0)))
   optimiser = optax.chain(optax.clip_by_global_norm(50.0), optax.adam(1e-3))
@@ -43,7 +43,7 @@ def train(**options):
     carry = chunk(carry, jax.random.key(index))
     ntm = join(carry[0], rest)
     wrong = wrong_bits(ntm, LONGEST)
-    if wrong < least:
+    if wrong <= least:
       best, least = ntm, wrong
   return best, least
 
