@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import re
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,17 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
   held = sum(fraction(name) < VALIDATION_SHARE for name in names)
   held = min(max(held, 1), len(names) - 1)
   return {"train": names[held:], "validation": names[:held]}
+
+
+def stdlib_files() -> tuple[pathlib.Path, list[str]]:
+  """The running Python's standard library: its folder, and its sources without tests, sorted."""
+  root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+  files = []
+  for folder, inner, names in os.walk(root):
+    inner[:] = [name for name in inner if name not in skip]  # the walk enters no others
+    files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+  return root, sorted(pathlib.Path(file).relative_to(root).as_posix() for file in files)
 
 
 def utf8(text: bytes, errors: str, where: str) -> bytes:

@@ -11,8 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from memjax.data.sources import split_files
-from memjax.data.tfds_sets import stdlib_files
+from memjax.data.sources import split_files, stdlib_files
 
 
 class _Info(tfds.core.DatasetInfo):

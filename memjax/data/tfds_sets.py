@@ -4,23 +4,11 @@ import difflib
 import os
 import pathlib
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from memjax.data import cache
-from memjax.data.sources import VALIDATION_SHARE, Source, fraction, utf8
-
-
-def stdlib_files() -> tuple[pathlib.Path, list[str]]:
-  """The running Python's standard library: its folder, and its sources without tests, sorted."""
-  root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-  skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-  files = []
-  for folder, inner, names in os.walk(root):
-    inner[:] = [name for name in inner if name not in skip]  # the walk enters no others
-    files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
-  return root, sorted(pathlib.Path(file).relative_to(root).as_posix() for file in files)
+from memjax.data.sources import VALIDATION_SHARE, Source, fraction, stdlib_files, utf8
 
 
 def stdlib(folder: pathlib.Path) -> Source:

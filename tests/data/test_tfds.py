@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from memjax import data
-from memjax.data import tfds_sets
+from memjax.data import sources
 
 LOAD = """
 import sys
@@ -61,7 +61,7 @@ def test_two_processes_prepare_it_at_once_and_quietly(prepared):
 
 def test_the_standard_library(prepared):
   corpus = data.load(cache_dir=prepared[0])
-  root, files = tfds_sets.stdlib_files()
+  root, files = sources.stdlib_files()
   assert "typing.py" in files and "json/decoder.py" in files
   assert not any(
     "site-packages" in file or "/test" in f"/{file}" for file in files if "unittest" not in file
