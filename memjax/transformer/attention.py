@@ -109,9 +109,12 @@ class Attention(Memory):
       k, v = k.astype(self.cache_dtype), v.astype(self.cache_dtype)
     return q, k, v
 
-  def _attend(self, q, k, v, **mask):
-    k, v = k.astype(q.dtype), v.astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, **mask)
+  def _attend(self, q, k, v, *, mask=None, **options):
+    def attend(q, k, v, mask):
+      return jax.nn.dot_product_attention(q, k, v, mask=mask, **options)
+
+    # The weights [B, H, T, S] are cheaper to make again in the backward pass than to keep.
+    return jax.checkpoint(attend, prevent_cse=False)(q, k.astype(q.dtype), v.astype(q.dtype), mask)
 
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""
