@@ -142,10 +142,11 @@ class EndToEndMemoryNetwork(Memory):
     filled = jnp.arange(self.slots).reshape(1, -1) < count[:, None]
     encoded = jnp.where(filled[:, :, None, None], encoded + self._when(times), 0)
     last = len(self.tables) - 1
+    tables = [table[:, :, 0] for table in jnp.split(encoded, last + 1, axis=2)]
     for hop in range(self.hops):
       read, out = (hop, hop + 1) if self.tying == "adjacent" else (0, last)
-      scores = jnp.einsum("bd,bnd->bn", u, encoded[:, :, read])
-      o = jnp.einsum("bn,bnd->bd", self._attend(scores, filled), encoded[:, :, out])
+      scores = jnp.einsum("bd,bnd->bn", u, tables[read])
+      o = jnp.einsum("bn,bnd->bd", self._attend(scores, filled), tables[out])
       u = o + (u if self.carry is None else u @ self.carry[...].astype(jnp.float32))
     table = self.tables[last] if self.out is None else self.out
     return u @ _without_nil(table)[: self.answers].T
