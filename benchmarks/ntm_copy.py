@@ -139,7 +139,7 @@ def torch_step(model, forward, x, target):
 
 def contestants(args):
   """Steps by name, after the check that all compute the same."""
-  sizes = {"out": BITS, "slots": SLOTS, "width": WIDTH, "hidden": HIDDEN}
+  sizes = {"out": BITS, "slots": SLOTS, "width": WIDTH, "hidden": HIDDEN, "start": "trained"}
   ntm = NeuralTuringMachine(BITS + 1, **sizes, rngs=nnx.Rngs(0))
   x, target = data()
   steps = {"memjax": memjax_step(ntm, x, target)}

@@ -10,7 +10,7 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.job = "experiments.jobs.copy"
   config.seed = 0
-  config.steps = 5_000
+  config.steps = 10_000
   config.batch_size = 32
   config.longest = 20  # sequences have 1 to so many vectors
   config.bits = 8  # of a vector
@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
   model.controller = "lstm"  # lstm | mlp
   model.hidden = 100
   model.shift = 1
-  model.start = "trained"  # trained | constant | learned | random
+  model.start = "constant"  # constant | trained | learned | random
 
   config.lstm = lstm = config_dict.ConfigDict()
   lstm.layers = 1

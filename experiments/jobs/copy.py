@@ -81,6 +81,12 @@ def build(config) -> dict[str, Memory]:
   return {"ntm": ntm, "lstm": lstm(hidden=hidden, rngs=nnx.Rngs(config.seed))}
 
 
+def nats(logits, copies) -> jax.Array:
+  """Mean cross-entropy of a sequence."""
+  each = optax.sigmoid_binary_cross_entropy(logits, copies.targets)
+  return jnp.sum(each * copies.mask[:, :, None]) / len(logits)
+
+
 def make_loss(config):
   """Cross-entropy in nats, and wrong bits, of a sequence; batches are `{"number": seed}`."""
 
@@ -89,26 +95,26 @@ def make_loss(config):
     seed = jax.random.fold_in(jax.random.key(config.seed), batch["number"])
     copies = copying.sample(seed, config.batch_size, longest=config.longest, bits=config.bits)
     logits, _ = model(copies.inputs, model.init_state(config.batch_size))
-    nats = optax.sigmoid_binary_cross_entropy(logits, copies.targets)
-    total = jnp.sum(nats * copies.mask[:, :, None])
+    total = nats(logits, copies) * config.batch_size
     wrong = jnp.mean(copying.wrong_bits(logits, copies).astype(jnp.float32))
     return training.LossOutput(total, jnp.float32(config.batch_size), memory, {"wrong_bits": wrong})
 
   return loss
 
 
-def wrong_bits(model, length: int, config, seed: int) -> float:
-  """Mean wrong bits of a sequence of `length` vectors, over sequences not trained on."""
+def errors(model, length: int, config, seed: int) -> tuple[float, float]:
+  """Mean wrong bits, and nats, of a sequence of `length` vectors that was not trained on."""
 
   @jax.jit
   def batch_errors(model, key):
     options = {"shortest": length, "longest": length, "bits": config.bits}
     copies = copying.sample(key, config.batch_size, **options)
     logits, _ = model(copies.inputs, model.init_state(config.batch_size))
-    return copying.wrong_bits(logits, copies)
+    return jnp.stack([jnp.mean(copying.wrong_bits(logits, copies)), nats(logits, copies)])
 
   keys = jax.random.split(jax.random.key(seed), config.evaluation.batches)
-  return float(np.mean([batch_errors(model, key) for key in keys]))
+  wrong, cost = np.mean([batch_errors(model, key) for key in keys], axis=0)
+  return float(wrong), float(cost)
 
 
 @dataclasses.dataclass
@@ -135,12 +141,13 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     writer = MetricsWriter(folder, start=step)
 
   def evaluate(state):
-    return {"wrong": wrong_bits(state.model, config.longest, config, VALIDATION)}
+    wrong, cost = errors(state.model, config.longest, config, VALIDATION)
+    return {"wrong": wrong, "nats": cost}
 
   def evaluated(step, metrics, best):
     wrong, seconds = metrics["wrong"], metrics["seconds"]
-    row = {"sequences": step * config.batch_size, "wrong_bits": wrong, "seconds": seconds}
-    writer.write(step, row)
+    row = {"sequences": step * config.batch_size, "wrong_bits": wrong, "nats": metrics["nats"]}
+    writer.write(step, row | {"seconds": seconds})
     console.print(
       f"{name}  step {step}/{config.steps}  {wrong:.2f} wrong bits of "
       f"{config.longest * config.bits} at length {config.longest}  {seconds:.0f} s"
@@ -149,7 +156,7 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
   with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
     result = training.fit(
       state, training.make_train_step(make_loss(config), optimizer), Numbers(), steps=config.steps,
-      evaluate=evaluate, evaluate_every=config.evaluation.every, best_metric="wrong",
+      evaluate=evaluate, evaluate_every=config.evaluation.every, best_metric="nats",
       checkpoints=checkpoints, save_every=config.checkpoint.every, stop=stop,
       on_start=start, on_evaluation=evaluated,
     )  # fmt: skip
@@ -159,7 +166,7 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     model = result.state.model
     if result.best_step != result.step:  # late in the training a loss may leap for a while
       model = checkpoints.restore(result.state, step=result.best_step).tree.model
-  wrong = {length: wrong_bits(model, length, config, TEST) for length in config.lengths}
+  wrong = {length: errors(model, length, config, TEST)[0] for length in config.lengths}
   return Trained(name, model, wrong, result.seconds, read(folder / "metrics.csv"))
 
 

@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import jax
+import numpy as np
 
 from experiments import cli, models, plots, runs
 from experiments.console import TrainingBar, console, table
@@ -194,17 +195,21 @@ def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> Non
 
 def _comparison(memory: Trained, twin: Trained) -> str:
   line = f"{memory.name} is {twin.bits - memory.bits:+.3f} bits/byte better at equal tokens"
-  in_time = [
-    row
-    for row in memory.curve
-    if "validation_bits_per_byte" in row and row["seconds"] <= twin.seconds
-  ]
-  last = [row for row in twin.curve if "validation_bits_per_byte" in row]
-  if in_time and last:
-    gain = last[-1]["validation_bits_per_byte"] - in_time[-1]["validation_bits_per_byte"]
-    step = f"its step {in_time[-1]['step']} of {last[-1]['step']}"
-    line += f", and {gain:+.3f} in the twin's {twin.seconds:.0f} s of training ({step})"
+  curve, last = _evaluations(memory), _evaluations(twin)
+  if len(curve) > 1 and last:
+    seconds, bits = zip(*curve, strict=True)
+    gain = last[-1][1] - np.interp(twin.seconds, seconds, bits)
+    share = min(1.0, twin.seconds / max(memory.seconds, 1e-9))
+    line += (
+      f", and {gain:+.3f} after the twin's {twin.seconds:.0f} s of training, {share:.0%} of its own"
+    )
   return line + "."
+
+
+def _evaluations(trained: Trained) -> list[tuple[float, float]]:
+  """Seconds of training, and bits per byte of the validation text."""
+  rows = (row for row in trained.curve if "validation_bits_per_byte" in row)
+  return [(row["seconds"], row["validation_bits_per_byte"]) for row in rows]
 
 
 def sample_text(config, corpus, model) -> str:

@@ -20,7 +20,7 @@ from memjax.slots import addressing
 from memjax.slots.controllers import LSTM, MLP
 
 CLIP = 20.0  # bound of head parameters and outputs
-STARTS = ("trained", "constant", "learned", "random")
+STARTS = ("constant", "trained", "learned", "random")
 
 
 @as_state
@@ -71,9 +71,9 @@ class NeuralTuringMachine(Memory):
     hidden, layers: its width C and depth.
     shift: S, how far a head may move in a step; 0 leaves content addressing and staying.
     read_before_write: reads see M_{t-1}, as in public implementations; False: they see M_t.
-    start: the first memory: "trained", a parameter that begins with 1e-6 everywhere; "constant",
-      1e-6 for good (it learns more slowly); "learned", tanh of a trained matrix; "random", tanh of
-      a matrix drawn once.
+    start: the first memory: "constant", 1e-6 everywhere; "trained", a parameter that begins there;
+      "learned", tanh of a trained matrix; "random", tanh of a matrix drawn once. A trained one can
+      name its slots, so that copying need not go on beyond the lengths it was trained on.
     learned_start: the LSTM's first state is trained; zeros otherwise.
     tanh: tanh on keys and added vectors; False leaves them linear.
 
@@ -83,7 +83,7 @@ class NeuralTuringMachine(Memory):
   def __init__(
     self, dim: int, *, out: int | None = None, slots: int = 128, width: int = 20,
     read_heads: int = 1, write_heads: int = 1, controller: str = "lstm", hidden: int = 100,
-    layers: int = 1, shift: int = 1, read_before_write: bool = True, start: str = "trained",
+    layers: int = 1, shift: int = 1, read_before_write: bool = True, start: str = "constant",
     learned_start: bool = False, tanh: bool = True, param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     out = dim if out is None else out
