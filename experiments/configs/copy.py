@@ -1,6 +1,12 @@
 """Copying, trained on 1 to 20 vectors: a Neural Turing Machine beside an LSTM of equal size.
 
-python -m experiments.train --config=experiments/configs/copy.py --workdir=runs/copy
+    python -m experiments.train --config=experiments/configs/copy.py --workdir=runs/copy
+
+Expected, in about 8 minutes on two cores: wrong bits of a sequence of 20, 40, 80 and 120 vectors of
+8 bits (half of them by chance), at the step of the least validation loss at length 20:
+
+    NTM    0.00    0.01    0.90    4.99
+    LSTM   36.1    132     310     475
 """
 
 from ml_collections import config_dict
