@@ -3,6 +3,10 @@ by the published recipe (arXiv 1503.08895 and its code): linear start, random no
 
     python -m experiments.train --config=experiments/configs/babi.py --workdir=runs/babi \\
       --config.data.path=tasks_1-20_v1-2/en
+
+Expected, in about an hour on two cores: a mean test error of 12.5% for the restart with the least
+training error (12.2% to 15.0% over all ten, 12.8% on average; published: 12 to 13%). Eleven tasks
+stay above 5%: 2, 3, 4, 5, 7, 8, 10, 14, 17, 18, 19.
 """
 
 from ml_collections import config_dict

@@ -1,7 +1,8 @@
 """A byte language model with a product-key memory (Memory+) against its dense twin, on the source
 of Python's own library.
 
-Expected: see README.md. Run: `make train`, or
+Expected, in 5 minutes on two cores: 2.346 bits per byte of held-out files, the twin 2.446 (README.md
+says more). Run: `make train`, or
 
     python -m experiments.train --config=experiments/configs/text.py --workdir=runs/text
 """
@@ -60,7 +61,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.twin = twin = config_dict.ConfigDict()
   twin.train = True  # the dense twin: feed-forward layers only, equal tokens
-  twin.learning_rate = 5e-3  # the best of 3e-3, 5e-3 and 8e-3, which lie within 0.003 bits
+  twin.learning_rate = 5e-3  # as good: 3e-3, 8e-3
 
   config.evaluation = evaluation = config_dict.ConfigDict()
   evaluation.every = 100
