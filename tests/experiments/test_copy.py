@@ -1,10 +1,16 @@
 """The copying recipe, tiny."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.configs import copy as recipe
 from experiments.jobs import copy as job
 from experiments.metrics import read
+from memjax import training
+from memjax.tasks import copying
 
 
 def tiny():
@@ -33,3 +39,46 @@ def test_both_have_about_as_many_parameters(config):
 
   ntm, lstm = (models.parameters(model) for model in job.build(config).values())
   assert abs(ntm - lstm) < 0.05 * ntm or config.model.slots == 4
+
+
+def train(config, folder, name):
+  """One of the recipe's models after its training."""
+  with training.StopOnSignal() as stop:
+    trained = job.train(config, folder / name, name, job.build(config)[name], stop)
+  assert trained is not None
+  return trained
+
+
+@jax.jit
+def wrong_when_wiped(ntm):
+  """Mean wrong bits of 20 vectors when the memory is emptied before every step."""
+  copies = copying.sample(jax.random.key(7), 64, shortest=20, longest=20)
+  first = ntm.init_state(64)
+
+  def step(state, x):
+    state = dataclasses.replace(state, memory=first.memory)
+    y, state = ntm(x[:, None], state)
+    return state, y[:, 0]
+
+  _, y = jax.lax.scan(step, first, jnp.moveaxis(copies.inputs, 1, 0))
+  return copying.wrong_bits(jnp.moveaxis(y, 0, 1), copies).mean()
+
+
+@pytest.mark.slow
+def test_the_machine_copies_twice_the_length_it_was_trained_on(tmp_path):
+  config = recipe.get_config()
+  config.steps = 6_000
+  trained = train(config, tmp_path, "ntm")
+  print(trained.wrong)
+  assert trained.wrong[20] < 0.1 and trained.wrong[40] < 1  # of 160 and 320 bits
+  assert wrong_when_wiped(trained.model) > 40  # 80 by chance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shift"), [("lstm", 1), ("ntm", 0)])
+def test_without_a_memory_that_is_addressed_by_position_it_is_not_learned(tmp_path, name, shift):
+  config = recipe.get_config()
+  config.steps, config.model.shift = 3_000, shift
+  trained = train(config, tmp_path, name)
+  print(trained.wrong)
+  assert trained.wrong[20] > 20 and trained.wrong[40] > 80
