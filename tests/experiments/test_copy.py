@@ -67,7 +67,6 @@ def wrong_when_wiped(ntm):
 @pytest.mark.slow
 def test_the_machine_copies_twice_the_length_it_was_trained_on(tmp_path):
   config = recipe.get_config()
-  config.steps = 6_000
   trained = train(config, tmp_path, "ntm")
   print(trained.wrong)
   assert trained.wrong[20] < 0.1 and trained.wrong[40] < 1  # of 160 and 320 bits
