@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Table, channel, checks, param
+from memjax.core import Table, channel, checks, lookup, param
 from memjax.core.layers import LayerNorm, Linear, RMSNorm, dropout
 from memjax.parametric.batch_norm import BatchNorm
-from pallas_kernels.embedding_bag import embedding_bag
 from pallas_kernels.product_key_topk import product_key_topk
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
@@ -163,12 +162,10 @@ class Values(nnx.Module):
       seen = ids if valid is None else jnp.where(valid[..., None], ids, self.rows)
       channel.emit("ids", seen)
       channel.emit("weights", jax.lax.stop_gradient(weights))
-    bag = ids.shape[-1]
-    flat_ids, flat_weights = ids.reshape(-1, bag), weights.reshape(-1, bag)
-    y = embedding_bag(
-      self._array(context), flat_ids, flat_weights, implementation=self.implementation
-    )
-    return y.reshape(*ids.shape[:2], self.dim)
+      ids = seen
+    label = "table" if self.name is None else lookup.SHARED + self.name
+    table = self._array(context)
+    return lookup.bag(table, ids, weights, label=label, implementation=self.implementation)
 
   def _array(self, context) -> jax.Array:
     if self.table is not None:

@@ -1,24 +1,30 @@
-"""The form that is fast under XLA: a few slots, or a few tokens, at a time; never `[T, b, dv]`.
+"""The forms that are fast under XLA: a few slots, or a few tokens, at a time; never `[T, b, dv]`.
 
-A CPU pays for every large temporary it makes, so each loop keeps its own in cache. The caller
-vouches for the ids: `promise_in_bounds` saves a third of a gather.
+A CPU pays for every large temporary it makes, so each loop keeps its own in cache. An id N reads
+row N - 1 with weight 0: then `promise_in_bounds` holds, which saves a third of a gather.
 """
 
 import jax
 import jax.numpy as jnp
 
 SLOTS = 8  # slots added in one pass over the output
-TOKENS = 16  # tokens whose rows the backward pass handles at once
+TOKENS = 16  # tokens whose rows a loop handles at once
 
 
 def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
   return table.at[ids].get(mode="promise_in_bounds").astype(jnp.float32)
 
 
+def _inside(ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+  """Ids that can be read, and which of them were meant."""
+  return jnp.clip(ids, 0, rows - 1), (ids >= 0) & (ids < rows)
+
+
 def embedding_bag(values: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
   """See `op.embedding_bag`."""
   tokens, bag = ids.shape
-  slots = (ids.T, weights.T.astype(jnp.float32))  # [b, T]
+  ids, meant = _inside(ids, values.shape[0])
+  slots = (ids.T, jnp.where(meant, weights, 0).T.astype(jnp.float32))  # [b, T]
 
   def add(y, group):
     for slot, weight in zip(*group, strict=True):
@@ -33,32 +39,37 @@ def embedding_bag(values: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.
   return add(y, jax.tree.map(lambda a: a[whole:], slots))
 
 
-def gradients(
-  values: jax.Array, ids: jax.Array, weights: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Gradients of values (dense) and weights, both summed in float32, given that of y `[T, dv]`.
+def _cut(array: jax.Array, size: int) -> jax.Array:
+  """`[T, n]` as `[T / size, size, n]`, zeros at the end."""
+  array = jnp.pad(array, ((0, -array.shape[0] % size), (0, 0)))
+  return array.reshape(-1, size, array.shape[1])
 
-  dw[t, j] = <g[t], V[ids[t, j]]>;   dV[r] = sum of w[t, j] g[t] over all (t, j) with id r.
-  """
+
+def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+  """See `op.dot_bag`."""
   tokens, bag = ids.shape
   size = max(1, min(TOKENS, tokens))
-
-  def cut(array):  # the padding reads row 0 with weight 0
-    array = jnp.pad(array, ((0, -tokens % size), (0, 0)))
-    return array.reshape(-1, size, array.shape[1])
-
-  ids, weights, g = cut(ids), cut(weights.astype(jnp.float32)), cut(cotangent.astype(jnp.float32))
-
-  def scatter(table, chunk):
-    ids, weights, g = chunk
-    rows = weights[..., None] * g[:, None]
-    return table.at[ids].add(rows, mode="promise_in_bounds"), None
+  ids, meant = _inside(ids, values.shape[0])
 
   def dot(chunk):
     ids, g = chunk
     return jnp.einsum("td,tbd->tb", g, _rows(values, ids))
 
-  # Two loops: sharing one was twice as slow.
-  grad_values, _ = jax.lax.scan(scatter, jnp.zeros(values.shape, jnp.float32), (ids, weights, g))
-  grad_weights = jax.lax.map(dot, (ids, g)).reshape(-1, bag)[:tokens]
-  return grad_values.astype(values.dtype), grad_weights.astype(weights.dtype)
+  chunks = _cut(ids, size), _cut(vectors.astype(jnp.float32), size)
+  return jnp.where(meant, jax.lax.map(dot, chunks).reshape(-1, bag)[:tokens], 0)
+
+
+def table_gradient(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int) -> jax.Array:
+  """See `op.table_gradient`."""
+  size = max(1, min(TOKENS, ids.shape[0]))
+  ids, meant = _inside(ids, rows)
+  weights = jnp.where(meant, weights, 0).astype(jnp.float32)
+
+  def scatter(table, chunk):
+    ids, weights, vectors = chunk
+    each = weights[..., None] * vectors[:, None]
+    return table.at[ids].add(each, mode="promise_in_bounds"), None
+
+  chunks = _cut(ids, size), _cut(weights, size), _cut(vectors.astype(jnp.float32), size)
+  table = jnp.zeros((rows, vectors.shape[1]), jnp.float32)
+  return jax.lax.scan(scatter, table, chunks)[0]

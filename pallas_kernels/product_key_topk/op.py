@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.dispatch import Implementation, by_platform, lazy
 from pallas_kernels.product_key_topk import chunk, reference
 
 
 def product_key_topk(
-  queries: jax.Array, keys: jax.Array, top_k: int, *, implementation: str | None = None
+  queries: jax.Array, keys: jax.Array, top_k: int, *, implementation: Implementation = None
 ) -> tuple[jax.Array, jax.Array]:
   """The k best of N = n * n slots, slot (i, j) scoring `<q_1, K_1[i]> + <q_2, K_2[j]>`; exact.
 
@@ -21,15 +22,17 @@ def product_key_topk(
     queries: `[T, H, dk]` float; q_1 and q_2 are its two halves.
     keys: `[H, 2, n, dk / 2]` float.
     top_k: k, at most n.
-    implementation: "reference" (all sums), "chunk" (XLA), or None for the best here.
+    implementation: "reference" (all sums), "chunk" (XLA), "tpu" (TensorCore), a list of which the
+      first that can run here is taken, or None for the best on the platform that the program is
+      lowered for.
 
   Returns:
     scores: `[T, H, k]` float32, descending; differentiable in queries and keys.
     ids: `[T, H, k]` int32, `i * n + j`.
   """
   _check(queries, keys, top_k)
-  run = dispatch.choose("product_key_topk", implementation, IMPLEMENTATIONS, "chunk")
-  return run(queries, keys, top_k)
+  listed = implementation is not None and not isinstance(implementation, str)
+  return _search(tuple(implementation) if listed else implementation, queries, keys, top_k)
 
 
 def _check(queries, keys, top_k) -> None:
@@ -49,21 +52,32 @@ def _check(queries, keys, top_k) -> None:
     raise ValueError(f"top_k={top_k!r} must be an integer from 1 to the {n} keys of a half")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _search(queries, keys, top_k):
-  return chunk.product_key_topk(queries, keys, top_k)
+SEARCHES = {
+  "reference": reference.product_key_topk,
+  "chunk": chunk.product_key_topk,
+  "tpu": lazy("pallas_kernels.product_key_topk.tpu", "product_key_topk"),
+}
 
 
-def _forward(queries, keys, top_k):
-  found = chunk.product_key_topk(queries, keys, top_k)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _search(name, queries, keys, top_k):
+  forms = {key: functools.partial(_call, form, top_k) for key, form in SEARCHES.items()}
+  best = by_platform(forms["chunk"], tpu=forms["tpu"])
+  return dispatch.choose("product_key_topk", name, forms, best)(queries, keys)
+
+
+def _call(form, top_k, queries, keys):
+  return form(queries, keys, top_k)
+
+
+def _forward(name, queries, keys, top_k):
+  found = _search(name, queries, keys, top_k)
   return found, (queries, keys, found[1])
 
 
-def _backward(top_k, residuals, cotangents):
+def _backward(name, top_k, residuals, cotangents):
   queries, keys, ids = residuals
   return chunk.gradients(queries, keys, ids, cotangents[0])
 
 
 _search.defvjp(_forward, _backward)
-
-IMPLEMENTATIONS = {"reference": reference.product_key_topk, "chunk": _search}

@@ -109,7 +109,7 @@ def test_never_all_rows_at_once():
     ({"weights": jnp.zeros((2, 3))}, ValueError, r"ids \[2, 4\] and weights \[2, 3\].*\[T, b\]"),
     ({"ids": jnp.zeros((2, 4))}, TypeError, "ids has dtype float32"),
     ({"values": jnp.zeros((3, 2), int)}, TypeError, "values has dtype int32"),
-    ({"implementation": "gpu"}, ValueError, "'gpu' of embedding_bag"),
+    ({"implementation": "metal"}, ValueError, "'metal' of embedding_bag"),
   ],
 )
 def test_errors_name_the_argument(change, error, message):

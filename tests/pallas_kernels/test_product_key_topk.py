@@ -100,7 +100,7 @@ def test_bfloat16_scores_are_float32():
     ({"keys": jnp.zeros((2, 2, 5, 4), int)}, TypeError, "keys has dtype int32"),
     ({"top_k": 6}, ValueError, "top_k=6 .* 1 to the 5 keys"),
     ({"top_k": 0}, ValueError, "top_k=0"),
-    ({"implementation": "tpu"}, ValueError, "'tpu' of product_key_topk.*'reference', 'chunk'"),
+    ({"implementation": "metal"}, ValueError, "'metal' of product_key_topk.*'reference', 'chunk'"),
   ],
 )
 def test_errors_name_the_argument(change, error, message):
