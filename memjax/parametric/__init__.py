@@ -4,11 +4,13 @@ from memjax.parametric.batch_norm import BatchNorm, apply_batch_stats
 from memjax.parametric.knn import base_states, knn_search, knn_teacher
 from memjax.parametric.memory_plus import MemoryPlus
 from memjax.parametric.mlp_memory import MLPMemory, interpolate, mlp_memory_loss
+from memjax.parametric.peer import PEER
 from memjax.parametric.product_key_memory import ProductKeyMemory
 from memjax.parametric.product_keys import ProductKeys, Values, value_pool
 from memjax.parametric.usage import Usage, count_usage, emitted_usage, no_usage, usage_metrics
 
 __all__ = [
+  "PEER",
   "BatchNorm",
   "MLPMemory",
   "MemoryPlus",

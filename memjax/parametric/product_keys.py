@@ -10,6 +10,7 @@ from memjax.parametric.batch_norm import BatchNorm
 from pallas_kernels.product_key_topk import product_key_topk
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+GATES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 def uniform(bound: float):
@@ -29,7 +30,7 @@ def value_pool(rows: int, dim: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs) 
 
 
 class ProductKeys(nnx.Module):
-  """Queries, product keys, and the softmax over the k slots that each head finds.
+  """Queries, product keys, and the weights of the k slots that each head finds.
 
   Args:
     dim: model width D.
@@ -39,7 +40,8 @@ class ProductKeys(nnx.Module):
     norm: of the queries. "batch": `BatchNorm` over all H * dk features; "layer", "rms": over the
       dk / 2 features of a half, one scale for all; None.
     norm_keys: RMSNorm over each key as well, one scale for all.
-    temperature: scores are divided by it before the softmax.
+    temperature: scores are divided by it before the gate.
+    gate: from scores to weights: "softmax" over the k of a head, or "sigmoid" of each.
     key_bound: keys start uniform in (-key_bound, key_bound).
     query_init: initialiser of the query matrix.
     dropout: rate on the queries.
@@ -57,6 +59,7 @@ class ProductKeys(nnx.Module):
     norm: str | None,
     norm_keys: bool = False,
     temperature: float = 1.0,
+    gate: str = "softmax",
     key_bound: float,
     query_init,
     dropout: float = 0.0,
@@ -65,6 +68,8 @@ class ProductKeys(nnx.Module):
     rngs: nnx.Rngs,
   ):
     _check(dim, keys, heads, top_k, query_dim, norm, temperature, dropout)
+    checks.one_of("gate", gate, GATES)
+    self.gate = gate
     self.rows, self.heads, self.top_k, self.temperature = keys * keys, heads, top_k, temperature
     self.dropout, self.implementation = dropout, implementation
     make = {"param_dtype": param_dtype, "rngs": rngs}
@@ -85,7 +90,8 @@ class ProductKeys(nnx.Module):
       x: `[B, T, D]`.   valid: `[B, T]` bool or None, for batch statistics.   key: for dropout.
 
     Returns:
-      ids: `[B, T, H * k]` int32.   weights: the same shape, float32; those of a head sum to 1.
+      ids: `[B, T, H * k]` int32.   weights: the same shape, float32; those of a head sum to 1 if
+        the gate is a softmax.
     """
     found = product_key_topk(
       self._queries(x, valid, key),
@@ -94,7 +100,7 @@ class ProductKeys(nnx.Module):
       implementation=self.implementation,
     )
     scores, ids = found
-    weights = jax.nn.softmax(scores / self.temperature, axis=-1)
+    weights = GATES[self.gate](scores / self.temperature)
     shape = (*x.shape[:2], self.heads * self.top_k)
     return ids.reshape(shape), weights.reshape(shape)
 

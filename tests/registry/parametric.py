@@ -6,7 +6,7 @@ import jax
 
 from memjax.core import Context
 from memjax.core.layers import RMSNorm
-from memjax.parametric import MemoryPlus, MLPMemory, ProductKeyMemory
+from memjax.parametric import PEER, MemoryPlus, MLPMemory, ProductKeyMemory
 from tests.registry import Row
 
 SIZES = {"keys": 4, "heads": 2, "top_k": 3, "query_dim": 8}
@@ -48,6 +48,13 @@ ROWS: list[Row] = [
     functools.partial(MemoryPlus, 4, values="values", value_dim=2, qk_norm=True, **SIZES),
     dim=4,
     extras=_pool,
+    **OPS,
+  ),
+  Row("peer-batch", functools.partial(PEER, 4, **SIZES), dim=4, **OPS),
+  Row(
+    "peer-sigmoid",
+    functools.partial(PEER, 4, query_norm="rms", gate="sigmoid", activation="silu", **SIZES),
+    dim=4,
     **OPS,
   ),
   Row("mlp-memory", functools.partial(MLPMemory, 4, layers=2, vocab=6, hidden=8), dim=4),
