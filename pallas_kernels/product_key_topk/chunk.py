@@ -28,7 +28,8 @@ def product_key_topk(
   """See `op.product_key_topk`; takes O(T H n) memory."""
   found = jax.lax.top_k(half_scores(queries, keys), top_k)  # [H, 2, T, k] scores and ids
   # Without the barrier XLA merges the slices below into the top-k, and sorts all n scores instead.
-  scores, ids = jax.lax.optimization_barrier(found)
+  # In this order, for XLA's CPU compiler dies of a barrier right on a top-k (inside a shard_map).
+  ids, scores = jax.lax.optimization_barrier((found[1], found[0]))
   sums = [scores[:, 0, :, a, None] + scores[:, 1, :, : top_k // (a + 1)] for a in range(top_k)]
   best, pair = jax.lax.top_k(jnp.concatenate(sums, axis=-1), top_k)  # the staircase, row by row
   # Ids after the final top-k: k of them instead of one for each candidate.
