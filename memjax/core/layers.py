@@ -53,10 +53,13 @@ class RMSNorm(nnx.Module):
   """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32, returned in the
   dtype of x."""
 
-  def __init__(self, dim: int, *, eps: float = 1e-6, param_dtype=jnp.float32, rngs: nnx.Rngs):
+  def __init__(
+    self, dim: int, *, eps: float = 1e-6, init=nnx.initializers.ones, param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):  # fmt: skip
     checks.positive(dim=dim)
     self.eps = eps
-    self.scale = param(rngs, nnx.initializers.ones, (dim,), axes=("embed",), dtype=param_dtype)
+    self.scale = param(rngs, init, (dim,), axes=("embed",), dtype=param_dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     y = _rms(x.astype(jnp.float32), self.eps)

@@ -21,6 +21,8 @@ DEFAULT_RULES: Rules = {
   "vocab": "model",
   "rows": None,
   "half": None,
+  "rank": None,
+  "keys": None,
   "value": "model",
   "slots": None,
   "memory": None,

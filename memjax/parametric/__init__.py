@@ -7,6 +7,8 @@ from memjax.parametric.mlp_memory import MLPMemory, interpolate, mlp_memory_loss
 from memjax.parametric.peer import PEER
 from memjax.parametric.product_key_memory import ProductKeyMemory
 from memjax.parametric.product_keys import ProductKeys, Values, value_pool
+from memjax.parametric.tucker_keys import TuckerKeys, refresh_singular_vectors
+from memjax.parametric.ultramem import UltraMem
 from memjax.parametric.usage import Usage, count_usage, emitted_usage, no_usage, usage_metrics
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
   "MemoryPlus",
   "ProductKeyMemory",
   "ProductKeys",
+  "TuckerKeys",
+  "UltraMem",
   "Usage",
   "Values",
   "apply_batch_stats",
@@ -27,6 +31,7 @@ __all__ = [
   "knn_teacher",
   "mlp_memory_loss",
   "no_usage",
+  "refresh_singular_vectors",
   "usage_metrics",
   "value_pool",
 ]

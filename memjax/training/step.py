@@ -12,6 +12,7 @@ from memjax.core import Stateless, checks
 from memjax.core.module import Rest, join, split
 from memjax.core.state import map_rows
 from memjax.parametric.batch_norm import apply_batch_stats
+from memjax.parametric.tucker_keys import refresh_singular_vectors
 
 
 @jax.tree_util.register_dataclass
@@ -121,12 +122,9 @@ def make_train_step(
     key = jax.random.fold_in(state.key, state.step)
     grads, out = _accumulate(loss_fn, state, batch, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = (
-      optax.apply_updates(state.params, updates),
-      apply_batch_stats(state.rest, out.batch_stats, momentum=momentum),
-      opt_state,
-      out.memory,
-    )
+    params = optax.apply_updates(state.params, updates)
+    rest = apply_batch_stats(state.rest, out.batch_stats, momentum=momentum)
+    new = params, refresh_singular_vectors(params, rest), opt_state, out.memory
     norm, loss = optax.tree.norm(grads), out.total / jnp.maximum(out.count, 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & ~_any_nan((out.memory, out.batch_stats))
     old = (state.params, state.rest, state.opt_state, state.memory)

@@ -6,9 +6,10 @@ from memjax.transformer.feed_forward import FeedForward
 from memjax.transformer.generate import generate
 from memjax.transformer.language_model import LanguageModel
 from memjax.transformer.prefill import prefill, with_room
+from memjax.transformer.skip import Skip
 from memjax.transformer.stack import Stack
 
 __all__ = [
-  "Attention", "FeedForward", "Generated", "LanguageModel", "Stack", "generate", "prefill",
+  "Attention", "FeedForward", "Generated", "LanguageModel", "Skip", "Stack", "generate", "prefill",
   "with_room",
 ]  # fmt: skip

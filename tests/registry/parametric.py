@@ -6,7 +6,8 @@ import jax
 
 from memjax.core import Context
 from memjax.core.layers import RMSNorm
-from memjax.parametric import PEER, MemoryPlus, MLPMemory, ProductKeyMemory
+from memjax.parametric import PEER, MemoryPlus, MLPMemory, ProductKeyMemory, UltraMem
+from memjax.transformer import Attention, FeedForward, Skip
 from tests.registry import Row
 
 SIZES = {"keys": 4, "heads": 2, "top_k": 3, "query_dim": 8}
@@ -19,10 +20,24 @@ OPS = {
     "pallas_kernels/embedding_bag/op.py",
   ),
 }
+ULTRA = {"keys": 2, "heads": 2, "top_k": 2, "query_dim": 4}
+BAG = {"implementations": ("reference", "chunk"), "sources": OPS["sources"][2:]}
 
 
 def _pool(batch, length):
   return Context(shared={"values": jax.random.normal(jax.random.key(7), (16, 2))})
+
+
+def _pair(rngs):
+  """UltraMem read before the feed-forward layer of one block and added after the next."""
+  attention = functools.partial(Attention, heads=2, capacity=32)
+  return Skip(
+    4,
+    layers=(attention, functools.partial(FeedForward, hidden=8), attention),
+    memory=functools.partial(UltraMem, value_dim=4, **ULTRA),
+    at=1,
+    rngs=rngs,
+  )
 
 
 LLAMA = {"activation": "silu", "gated": True, "bias": False, "norm": RMSNorm}
@@ -57,6 +72,14 @@ ROWS: list[Row] = [
     dim=4,
     **OPS,
   ),
+  Row("ultramem", functools.partial(UltraMem, 4, value_dim=4, **ULTRA), dim=4, **BAG),
+  Row(
+    "ultramem-plain",
+    functools.partial(UltraMem, 4, rank=1, channels=1, expansion=1, penalty=0.1, **ULTRA),
+    dim=4,
+    **BAG,
+  ),
+  Row("skip-ultramem", _pair, dim=4, **BAG),
   Row("mlp-memory", functools.partial(MLPMemory, 4, layers=2, vocab=6, hidden=8), dim=4),
   Row(
     "mlp-memory-gated",
