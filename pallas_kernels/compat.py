@@ -28,10 +28,10 @@ def chip() -> Chip:
   Never raises: what cannot be told is unknown.
   """
   try:
-    mesh = jax.sharding.get_mesh()
-    device = jax.devices()[0] if mesh.empty else mesh.devices.flat[0]
-    return _describe(device)
-  except Exception:  # no mesh, an abstract one, a backend that does not start
+    # Inside `jax.jit` only the abstract mesh can be asked; it names its devices too.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return _describe(jax.devices()[0] if device is None else device)
+  except Exception:  # a backend that does not start
     return Chip()
 
 
@@ -40,9 +40,17 @@ def _describe(device) -> Chip:
   if platform == "tpu":
     return Chip("tpu", kind, sparse_cores=_sparse_cores())
   if platform in ("gpu", "cuda"):
-    capability = str(getattr(device, "compute_capability", "0")).replace(".", "")
-    return Chip("cuda", kind, capability=int(capability or 0))
+    return Chip("cuda", kind, capability=_capability(device))
   return Chip(platform, kind)
+
+
+def _capability(device) -> int:
+  """Of a GPU, or of the one of its kind that is here: an abstract device does not say."""
+  for one in (device, *jax.devices()):
+    capability = getattr(one, "compute_capability", None)
+    if capability and one.device_kind == device.device_kind:
+      return int(str(capability).replace(".", ""))
+  return 0
 
 
 def _sparse_cores() -> int:
