@@ -8,45 +8,71 @@ gradient. Nobody else pays for it.
 
 import jax
 
-from memjax.core import channel
+from memjax.core import channel, sharded
+from memjax.core.table_sharding import TableSharding
 from pallas_kernels.embedding_bag import dot_bag, embedding_bag
+from pallas_kernels.product_key_topk import product_key_topk
 
 TOUCH = "touch:"  # of emissions and taps: `<scope>/touch:<label>`
 SHARED = "shared:"  # of the label of an entry of `context.shared`
 
 
 def bag(
-  table: jax.Array, ids: jax.Array, weights: jax.Array, *, label: str, implementation=None
-) -> jax.Array:
+  table: jax.Array, ids: jax.Array, weights: jax.Array, *, label: str,
+  sharding: TableSharding | None = None, implementation=None,
+) -> jax.Array:  # fmt: skip
   """Weighted sums of rows (`embedding_bag`): ids and weights `[B, T, b]` to `[B, T, dv]` float32.
 
   Args:
     table: `[N, dv]`.   ids: N for padding.
     label: the attribute that holds the `Table`, alone of its name in the layer; for an entry of
       `context.shared`, `SHARED + name`.
+    sharding: how the table lies on a mesh; the layer's `table_sharding`.
     implementation: as for `embedding_bag`.
 
   Emits `touch:<label>`: {"ids", "weights"}; the tap of that name is added to the output.
   """
-  bags = ids.shape[-1]
-  y = embedding_bag(
-    table, ids.reshape(-1, bags), weights.reshape(-1, bags), implementation=implementation
-  ).reshape(*ids.shape[:-1], -1)
+  if sharding is not None:
+    y = sharded.bag(sharding, table, ids, weights, implementation=implementation)
+  else:
+    flat = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, ids.shape[-1])
+    y = embedding_bag(table, *flat, implementation=implementation).reshape(*ids.shape[:-1], -1)
   return _tapped(y, label, {"ids": ids, "weights": weights})
 
 
 def dots(
-  table: jax.Array, ids: jax.Array, vectors: jax.Array, *, label: str, implementation=None
-) -> jax.Array:
+  table: jax.Array, ids: jax.Array, vectors: jax.Array, *, label: str,
+  sharding: TableSharding | None = None, implementation=None,
+) -> jax.Array:  # fmt: skip
   """Inner products with rows (`dot_bag`): ids `[B, T, b]`, vectors `[B, T, dv]` to `[B, T, b]`.
 
   Args: as for `bag`.
 
   Emits `touch:<label>`: {"ids", "vectors"}; the tap of that name is added to the output.
   """
-  flat = ids.reshape(-1, ids.shape[-1]), vectors.reshape(-1, vectors.shape[-1])
-  d = dot_bag(table, *flat, implementation=implementation).reshape(ids.shape)
+  if sharding is not None:
+    d = sharded.dots(sharding, table, ids, vectors, implementation=implementation)
+  else:
+    flat = ids.reshape(-1, ids.shape[-1]), vectors.reshape(-1, vectors.shape[-1])
+    d = dot_bag(table, *flat, implementation=implementation).reshape(ids.shape)
   return _tapped(d, label, {"ids": ids, "vectors": vectors})
+
+
+def search(
+  queries: jax.Array, keys: jax.Array, top_k: int, *, sharding: TableSharding | None = None,
+  implementation=None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """`product_key_topk` of queries `[B, T, H, dk]`: scores and ids, `[B, T, H, k]`.
+
+  Args:
+    keys, top_k, implementation: as there.   sharding: as for `bag`.
+  """
+  if sharding is not None:
+    return sharded.search(sharding, queries, keys, top_k, implementation=implementation)
+  tokens = queries.reshape(-1, *queries.shape[2:])
+  scores, ids = product_key_topk(tokens, keys, top_k, implementation=implementation)
+  shape = (*queries.shape[:-1], top_k)
+  return scores.reshape(shape), ids.reshape(shape)
 
 
 def _tapped(y: jax.Array, label: str, read: dict) -> jax.Array:

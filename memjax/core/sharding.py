@@ -1,14 +1,22 @@
 """Meshes and logical axes: one table of rules maps names to mesh axes, for parameters, states and
-batches alike."""
+batches alike.
 
-from collections.abc import Mapping
+`init` makes a model in pieces, `place` cuts one that is there; both tell its lookups how the tables
+lie (`core.sharded`), so that the model can then be called, scanned and trained as any other.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from memjax.core.module import variable_axes
+from memjax.core.module import replace, submodules, variable_axes
 from memjax.core.state import axes
+from memjax.core.table_sharding import Names, TableSharding
+
+M = TypeVar("M")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -117,3 +125,55 @@ def state_shardings(state, mesh: Mesh, rules: Rules = DEFAULT_RULES):
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
   """Sharding of `[B, T, ...]` inputs: the batch axis only."""
   return NamedSharding(mesh, spec(("batch",), mesh, rules))
+
+
+def table_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | None:
+  """How tables and tokens lie on a mesh; None where nothing of them is cut.
+
+  Raises:
+    ValueError: tokens are cut over a part of the mesh axes that cut a table.
+  """
+
+  def cut(*names: str) -> list[Names]:
+    parts = [(part,) if isinstance(part, str) else part or () for part in spec(names, mesh, rules)]
+    return [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in parts]
+
+  rows, columns = cut("rows", "value")
+  batch, time = cut("batch", "time")
+  heads = tuple(axis for axis in cut("heads")[0] if axis not in batch + time)
+  if not rows + columns + batch + time + heads:
+    return None
+  return TableSharding(mesh, rows=rows, columns=columns, batch=batch, time=time, heads=heads)
+
+
+def with_tables(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
+  """The model, with lookups that know how its tables lie; arrays stay where they are."""
+  if not any("table_sharding" in vars(module) for module in submodules(model)):
+    return model
+  return replace(model, table_sharding=table_sharding(mesh, rules))
+
+
+def place(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
+  """A model cut over a mesh.
+
+  Raises:
+    ValueError: an axis does not divide.
+  """
+  return with_tables(jax.device_put(model, model_shardings(model, mesh, rules)), mesh, rules)
+
+
+def init(make: Callable[[], M], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
+  """The model that `make()` returns, cut over a mesh from the start.
+
+  No array is ever whole on a device or a host: each device draws its own piece. A key's numbers
+  are counted by position (JAX's partitionable Threefry, its default), so a seed gives the same
+  model, bit for bit, whatever the mesh and the rules.
+
+  Args:
+    make: `lambda: LanguageModel(..., rngs=nnx.Rngs(0))`.
+
+  Raises:
+    ValueError: an axis does not divide.
+  """
+  shardings = model_shardings(jax.eval_shape(make), mesh, rules)
+  return with_tables(jax.jit(make, out_shardings=shardings)(), mesh, rules)

@@ -74,8 +74,8 @@ class MemoryPlus(Memory):
     self.values = Values(keys * keys, value_dim, name=values, implementation=implementation, **make)
     make |= {"init": nnx.initializers.normal(dim**-0.5), "bias": True}
     into, out = uniform(dim**-0.5), uniform(value_dim**-0.5)
-    self.gate = Linear(dim, value_dim, bias_init=into, axes=("embed", "value"), **make)
-    self.out = Linear(value_dim, dim, bias_init=out, axes=("value", "embed"), **make)
+    self.gate = Linear(dim, value_dim, bias_init=into, axes=("embed", "mlp"), **make)
+    self.out = Linear(value_dim, dim, bias_init=out, axes=("mlp", "embed"), **make)
 
   def init_state(self, batch: int) -> Stateless:
     return Stateless()

@@ -58,6 +58,7 @@ class PEER(Memory):
     checks.positive(dim=dim, query_dim=query_dim)
     checks.one_of("activation", activation, EXPERTS)
     self.dim, self.activation, self.implementation = dim, activation, implementation
+    self.table_sharding = None
     make = {"param_dtype": param_dtype, "rngs": rngs}
     self.search = ProductKeys(
       dim,
@@ -86,7 +87,7 @@ class PEER(Memory):
       ids = ids if valid is None else jnp.where(valid[..., None], ids, self.search.rows)
       channel.emit("ids", ids)
       channel.emit("weights", jax.lax.stop_gradient(gates))
-    options = {"implementation": self.implementation}
+    options = {"sharding": self.table_sharding, "implementation": self.implementation}
     hidden = lookup.dots(self.down[...], ids, x, label="down", **options)
     weights = gates * EXPERTS[self.activation](bounded(hidden, _LARGEST))
     y = lookup.bag(self.up[...], ids, weights, label="up", **options)

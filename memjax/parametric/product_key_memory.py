@@ -72,7 +72,7 @@ class ProductKeyMemory(Memory):
       **make,
     )
     self.values = Values(keys * keys, value_dim, name=values, implementation=implementation, **make)
-    init, axes = nnx.initializers.normal(dim**-0.5), ("value", "embed")
+    init, axes = nnx.initializers.normal(dim**-0.5), ("mlp", "embed")
     same = value_dim == dim
     self.out = None if same else Linear(value_dim, dim, init=init, axes=axes, **make)
 

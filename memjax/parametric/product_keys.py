@@ -7,7 +7,6 @@ from flax import nnx
 from memjax.core import Table, channel, checks, lookup, param
 from memjax.core.layers import LayerNorm, Linear, RMSNorm, dropout
 from memjax.parametric.batch_norm import BatchNorm
-from pallas_kernels.product_key_topk import product_key_topk
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 GATES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
@@ -71,13 +70,13 @@ class ProductKeys(nnx.Module):
     checks.one_of("gate", gate, GATES)
     self.gate = gate
     self.rows, self.heads, self.top_k, self.temperature = keys * keys, heads, top_k, temperature
-    self.dropout, self.implementation = dropout, implementation
+    self.dropout, self.implementation, self.table_sharding = dropout, implementation, None
     make = {"param_dtype": param_dtype, "rngs": rngs}
     width, bias_init = heads * query_dim, uniform(dim**-0.5)
     self.query = Linear(
       dim, width, bias=True, init=query_init, bias_init=bias_init, axes=("embed", "heads"), **make
     )
-    shape, axes = (heads, 2, keys, query_dim // 2), ("heads", "half", "rows", "kv")
+    shape, axes = (heads, 2, keys, query_dim // 2), ("heads", "half", "keys", "kv")
     self.keys = param(rngs, uniform(key_bound), shape, axes=axes, dtype=param_dtype)
     self.batch_norm = BatchNorm(width, **make) if norm == "batch" else None
     self.norm = NORMS[norm](query_dim // 2, **make) if norm in NORMS else None
@@ -93,13 +92,13 @@ class ProductKeys(nnx.Module):
       ids: `[B, T, H * k]` int32.   weights: the same shape, float32; those of a head sum to 1 if
         the gate is a softmax.
     """
-    found = product_key_topk(
+    scores, ids = lookup.search(
       self._queries(x, valid, key),
       self._keys(x.dtype),
       self.top_k,
+      sharding=self.table_sharding,
       implementation=self.implementation,
     )
-    scores, ids = found
     weights = GATES[self.gate](scores / self.temperature)
     shape = (*x.shape[:2], self.heads * self.top_k)
     return ids.reshape(shape), weights.reshape(shape)
@@ -110,7 +109,7 @@ class ProductKeys(nnx.Module):
       q = self.batch_norm(q, valid)
     if self.norm is not None:
       q = self.norm(q.reshape(*x.shape[:2], self.heads, 2, -1))
-    return dropout(q, self.dropout, key).reshape(x.shape[0] * x.shape[1], self.heads, -1)
+    return dropout(q, self.dropout, key).reshape(*x.shape[:2], self.heads, -1)
 
   def _keys(self, dtype):
     keys = self.keys[...]
@@ -156,6 +155,7 @@ class Values(nnx.Module):
         f"values is {got}; it must be the name of an entry of context.shared, or None"
       )
     self.rows, self.dim, self.name, self.implementation = rows, dim, name, implementation
+    self.table_sharding = None
     own = name is None
     self.table = value_pool(rows, dim, param_dtype=param_dtype, rngs=rngs) if own else None
 
@@ -171,7 +171,8 @@ class Values(nnx.Module):
       ids = seen
     label = "table" if self.name is None else lookup.SHARED + self.name
     table = self._array(context)
-    return lookup.bag(table, ids, weights, label=label, implementation=self.implementation)
+    options = {"sharding": self.table_sharding, "implementation": self.implementation}
+    return lookup.bag(table, ids, weights, label=label, **options)
 
   def _array(self, context) -> jax.Array:
     if self.table is not None:

@@ -1,0 +1,204 @@
+"""Lookups in a table that is cut over a mesh, in `shard_map` with the collectives written out.
+
+Forward and backward are made of the four exchanges of `core.table_sharding`:
+
+  bag   y = collect(own bag of gather(ids), gather(w));   dw = scatter(own dots with spread(dy))
+  dots  d = scatter(own dots with spread(x));             dx = collect(own bag of gather(dd))
+
+and dV is a device's own. No device holds `[tokens of a group, dv]` of a table cut by columns.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from memjax.core.table_sharding import TableSharding, flat, part, psum
+from pallas_kernels import embedding_bag as op
+from pallas_kernels.dispatch import Implementation
+from pallas_kernels.embedding_bag import dot_bag, embedding_bag, table_gradient
+from pallas_kernels.product_key_topk import product_key_topk
+
+
+def _map(cut: TableSharding, fn: Callable, into: tuple, out) -> Callable:
+  # Kernels say nothing of how their outputs vary over the mesh: check_vma would refuse them.
+  return jax.shard_map(fn, mesh=cut.mesh, in_specs=into, out_specs=out, check_vma=False)
+
+
+def _specs(cut: TableSharding) -> tuple[PartitionSpec, ...]:
+  """Of the table, of `[B, T, b]`, of `[B, T, dv]`; of `[t, b]` and of `[t, dv]` of a group."""
+  copies = part(cut.replicas)
+  spread = PartitionSpec(copies, part(cut.columns))
+  return (
+    cut.table_spec(), cut.token_spec(None), cut.vector_spec(), PartitionSpec(copies, None), spread,
+  )  # fmt: skip
+
+
+def _gradient(cut: TableSharding, table, ids, weights, vectors) -> jax.Array:
+  return psum(table_gradient(ids, weights, vectors, table.shape[0]), cut.replicas)
+
+
+def bag(
+  cut: TableSharding, table: jax.Array, ids: jax.Array, weights: jax.Array, *,
+  implementation: Implementation = None,
+) -> jax.Array:  # fmt: skip
+  """`lookup.bag` in a table that is cut: `[B, T, b]` twice to `[B, T, dv]` float32.
+
+  The gradient of the table is dense, cut as the table is, and summed over its copies.
+
+  Raises:
+    ValueError: something does not divide.
+  """
+  cut.check(table.shape, *ids.shape[:2])
+  return _bag(cut, _name(implementation), table, ids, weights)
+
+
+def dots(
+  cut: TableSharding, table: jax.Array, ids: jax.Array, vectors: jax.Array, *,
+  implementation: Implementation = None,
+) -> jax.Array:  # fmt: skip
+  """`lookup.dots` in a table that is cut: `[B, T, b]` and `[B, T, dv]` to `[B, T, b]` float32.
+
+  Otherwise as `bag`.
+  """
+  cut.check(table.shape, *ids.shape[:2])
+  return _dots(cut, _name(implementation), table, ids, vectors)
+
+
+def _name(implementation: Implementation):
+  """Hashable, as a static argument of a custom gradient must be."""
+  if implementation is None or isinstance(implementation, str):
+    return implementation
+  return tuple(implementation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _bag(cut, name, table, ids, weights):
+  return _bag_forward(cut, name, table, ids, weights)[0]
+
+
+def _bag_forward(cut, name, table, ids, weights):
+  def local(table, ids, weights):
+    tokens = ids.shape[:2]
+    ids, weights = cut.gather(flat(ids)), cut.gather(flat(weights))
+    y = embedding_bag(table, cut.own(ids, table.shape[0]), weights, implementation=name)
+    return cut.collect(y).reshape(*tokens, -1), ids, weights
+
+  whole, slots, vectors, kept, _ = _specs(cut)
+  run = _map(cut, local, (whole, slots, slots), (vectors, kept, kept))
+  y, *gathered = run(table, ids, weights)
+  return y, (table, *gathered)
+
+
+def _bag_backward(cut, name, residuals, g):
+  def local(table, ids, weights, g):
+    tokens, ids = g.shape[:2], cut.own(ids, table.shape[0])
+    g = cut.spread(flat(g))
+    of_weights = cut.scatter(dot_bag(table, ids, g, implementation=name))
+    of_table = _gradient(cut, table, ids, weights, g)
+    return of_table.astype(table.dtype), of_weights.astype(weights.dtype).reshape(*tokens, -1)
+
+  whole, slots, vectors, kept, _ = _specs(cut)
+  run = _map(cut, local, (whole, kept, kept, vectors), (whole, slots))
+  of_table, of_weights = run(*residuals, g)
+  return of_table, None, of_weights
+
+
+_bag.defvjp(_bag_forward, _bag_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dots(cut, name, table, ids, vectors):
+  return _dots_forward(cut, name, table, ids, vectors)[0]
+
+
+def _dots_forward(cut, name, table, ids, vectors):
+  def local(table, ids, vectors):
+    tokens = ids.shape[:2]
+    ids, vectors = cut.gather(flat(ids)), cut.spread(flat(vectors))
+    d = dot_bag(table, cut.own(ids, table.shape[0]), vectors, implementation=name)
+    return cut.scatter(d).reshape(*tokens, -1), ids, vectors
+
+  whole, slots, own, kept, spread = _specs(cut)
+  run = _map(cut, local, (whole, slots, own), (slots, kept, spread))
+  d, *gathered = run(table, ids, vectors)
+  return d, (table, *gathered)
+
+
+def _dots_backward(cut, name, residuals, g):
+  def local(table, ids, vectors, g):
+    tokens, ids = g.shape[:2], cut.own(ids, table.shape[0])
+    g = cut.gather(flat(g))
+    of_vectors = cut.collect(embedding_bag(table, ids, g, implementation=name))
+    of_table = _gradient(cut, table, ids, g, vectors)
+    return of_table.astype(table.dtype), of_vectors.astype(vectors.dtype).reshape(*tokens, -1)
+
+  whole, slots, own, kept, spread = _specs(cut)
+  run = _map(cut, local, (whole, kept, spread, slots), (whole, own))
+  of_table, of_vectors = run(*residuals, g)
+  return of_table, None, of_vectors
+
+
+_dots.defvjp(_dots_forward, _dots_backward)
+
+
+def search(
+  cut: TableSharding, queries: jax.Array, keys: jax.Array, top_k: int, *,
+  implementation: Implementation = None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """`product_key_topk`, each device for its own tokens and heads.
+
+  Args:
+    queries: `[B, T, H, dk]`.   keys: `[H, 2, n, dk / 2]`.   top_k, implementation: as there.
+
+  Returns: scores and ids, `[B, T, H, k]`.
+  """
+  batch, time, heads, _ = queries.shape
+  cut.divide(batch=(batch, cut.batch), time=(time, cut.time), heads=(heads, cut.heads))
+
+  def local(queries, keys):
+    tokens = queries.reshape(-1, *queries.shape[2:])
+    found = product_key_topk(tokens, keys, top_k, implementation=implementation)
+    return tuple(a.reshape(*queries.shape[:-1], -1) for a in found)
+
+  mine = cut.token_spec(part(cut.heads), None)
+  return _map(cut, local, (mine, PartitionSpec(part(cut.heads))), (mine, mine))(queries, keys)
+
+
+def update_rows(
+  cut: TableSharding, ids: jax.Array, weights: jax.Array, vectors: jax.Array, arrays: Any,
+  fn: Callable, carry: Any, **options,
+) -> tuple[Any, Any]:  # fmt: skip
+  """`embedding_bag.update_rows` of a table that is cut: each device updates its own piece.
+
+  What was read goes to all devices that hold rows of it, and of vectors the columns that they
+  hold; nothing of the table's size moves.
+
+  Args:
+    ids, weights: `[B, T, b]`.   vectors: `[B, T, dv]`.
+    arrays: a pytree of `[N, dv]`, cut as the table is, and of `[N, ...]`, cut by rows.
+    fn: as there, on own rows and columns; `cut.sum_columns` completes a sum over dv.
+    carry: a pytree of zeros to which `fn` adds sums over rows and columns.
+    **options: as there.
+
+  Returns: carry, summed over all pieces, and the arrays.
+  """
+  dim, rows = vectors.shape[-1], jax.tree.leaves(arrays)[0].shape[0]
+  cut.check((rows, dim), *ids.shape[:2])
+
+  def local(ids, weights, vectors, arrays, carry):
+    ids, weights = (cut.gather(flat(a), replicas=True) for a in (ids, weights))
+    vectors = cut.spread(flat(vectors))
+    if cut.replicas:
+      vectors = flat(jax.lax.all_gather(vectors, cut.replicas))
+    mine = cut.own(ids, jax.tree.leaves(arrays)[0].shape[0])
+    carry, arrays = op.update_rows(mine, weights, vectors, arrays, fn, carry, **options)
+    return jax.tree.map(lambda a: psum(a, cut.rows + cut.columns), carry), arrays
+
+  pieces = jax.tree.map(lambda a: cut.table_spec(columns=a.shape[1:] == (dim,)), arrays)
+  same = jax.tree.map(lambda _: PartitionSpec(), carry)
+  slots = cut.token_spec(None)
+  run = _map(cut, local, (slots, slots, cut.vector_spec(), pieces, same), (same, pieces))
+  return run(ids, weights, vectors, arrays, carry)
