@@ -5,6 +5,7 @@ Needs `libtpu` (the extra `aot`); `requires_libtpu` skips a test where it is not
 
 import functools
 import importlib.util
+import os
 
 import jax
 import numpy as np
@@ -14,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 WITH_SPARSE_CORES = ("v5p", "v6e", "tpu7x")
+
+# Tests run in several processes, and without a TPU there is nothing that they could share wrongly.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 requires_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
