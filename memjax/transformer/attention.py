@@ -7,6 +7,7 @@ from flax import nnx
 from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
 from memjax.transformer import cache as kv
+from memjax.transformer.attend import attend
 from memjax.transformer.rotary import rotate
 
 _LARGEST = 1e15  # of a query's or key's entries: their products stay finite
@@ -109,19 +110,13 @@ class Attention(Memory):
       k, v = k.astype(self.cache_dtype), v.astype(self.cache_dtype)
     return q, k, v
 
-  def _attend(self, q, k, v, *, mask=None, **options):
-    def attend(q, k, v, mask):
-      return jax.nn.dot_product_attention(q, k, v, mask=mask, **options)
-
-    # The weights [B, H, T, S] are cheaper to make again in the backward pass than to keep.
-    return jax.checkpoint(attend, prevent_cse=False)(q, k.astype(q.dtype), v.astype(q.dtype), mask)
-
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""
     if reset is None and valid is None and span is None:
-      local = None if self.window is None else (self.window - 1, 0)
-      return self._attend(q, k, v, is_causal=True, local_window_size=local)
-    return self._attend(q, k, v, mask=self._own(q.shape[:2], at, reset, valid, span)[:, None])
+      return attend(q, k, v, window=self.window)
+    mask = self._own(q.shape[:2], at, reset, valid, span)
+    window = self.window if valid is None and span is None else None  # it counts valid tokens
+    return attend(q, k, v, mask, window=window, ahead=False if span is None else None)
 
   def _own(self, shape, at, reset, valid, span):
     """Which of the call's tokens see which: `[B or 1, T, T] bool`, every token itself."""
@@ -146,14 +141,15 @@ class Attention(Memory):
     new = kv.store(fresh, k, v, at, stored, length, ring=ring)
     if q.shape[1] == 1 or (not ring and reset is None and span is None):
       mask = jnp.arange(self.slots)[None, None] <= at[..., None]
-      y = self._attend(q, new.keys, new.values, mask=mask[:, None])
+      y = attend(q, new.keys, new.values, mask, ahead=True)
     else:
       old, broken = (cache, None) if reset is None else _mend(cache)
       mask = self._past(at, cache.length, reset)
       own = self._own(q.shape[:2], at, reset, valid, span)
       own = jnp.broadcast_to(own, (mask.shape[0], *own.shape[1:]))
       k, v = jnp.concatenate([old.keys, k], axis=1), jnp.concatenate([old.values, v], axis=1)
-      y = self._attend(q, k, v, mask=jnp.concatenate([mask, own], axis=2)[:, None])
+      seen = jnp.concatenate([mask, own], axis=2)
+      y = attend(q, k, v, seen, ahead=False if span is None else None)
       if broken is not None:
         broken = broken[:, None] & jnp.any(mask, axis=2)
         broken = broken if valid is None else broken & valid
