@@ -35,10 +35,12 @@ class Linear(nnx.Module):
     self.bias = param(rngs, bias_init, (out,), axes=axes[1:], dtype=param_dtype) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = x @ self.kernel[...].astype(x.dtype)
-    if self.bias is None:
-      return y
-    return y + self.bias[...].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    kernel = self.kernel[...].astype(x.dtype)
+    # As rows: over several axes the gradient of W costs XLA a transposed copy of that of y.
+    y = x.reshape(-1, x.shape[-1]) @ kernel
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)[None]
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _rms(x32: jax.Array, eps: float) -> jax.Array:
