@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from memjax.core import Axes, axes
 from memjax.core import sharding as core
-from memjax.core.module import variable_axes, variables
+from memjax.core.module import join, split, variable_axes, variables
 from memjax.testing.case import Case, NotApplicable
 from memjax.testing.compare import Finding, same_gradients, same_state, same_y, states
 from memjax.testing.tokens import is_float
@@ -99,7 +99,8 @@ def _place(big: Case, args: tuple, mesh: Mesh, rules: core.Rules) -> tuple:
   if context is not None:
     shared, tokens = jax.device_put((context.shared, context.tokens), (everywhere, rows))
     context = type(context)(context.key, shared, tokens)
-  rest = type(rest)(parameters(rest.arrays), rest.names, rest.structure)
+  told = split(core.with_tables(join(params, rest), mesh, rules))[1]
+  rest = type(rest)(parameters(rest.arrays), rest.names, told.structure)
   x_float, x, reset, valid, weights = jax.device_put((x_float, x, reset, valid, weights), rows)
   state_weights = jax.device_put(state_weights, everywhere)
   return (
