@@ -7,11 +7,11 @@ table), so dv must be a multiple of 128; wide rows are taken 1024 columns at a t
 words of 32 bits, in which a bfloat16 table keeps two rows: both are read and one is used, so such
 a table costs the bytes of a float32 one.
 
-Opt-in (`implementation="sparsecore"`), never the default. The subcores read their own memory by 8
-lanes of 32 bits (16 on tpu7x): 256 words a cycle over a v6e, far fewer bytes than its memory could
-deliver at clocks near those of the TensorCore, and bfloat16 pays double. What it is for: rows
-shorter than the 4 KiB at which the TensorCore's single copies are cheap, and programs whose
-TensorCore is busy with something else. Compilers show neither; measure before you choose it.
+Opt-in (`implementation="sparsecore"`), never the default. A subcore reads its own memory by 8 lanes
+of 32 bits (16 on tpu7x), so all those of a v6e read 1 KiB a cycle: at any clock under 1.6 GHz less
+than the chip's memory delivers, where the TensorCore's kernel may have all of it; bfloat16 pays
+double. What it is for: rows too short for the TensorCore's single copies, and programs whose
+TensorCore has something else to do. No compiler shows when that is: measure before you choose it.
 
 An id that is no row reads some row with weight 0: that row must be finite.
 """

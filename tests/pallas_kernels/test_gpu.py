@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import gpu_sparse
 from pallas_kernels import compat
 from pallas_kernels.embedding_bag import embedding_bag, gpu, reference, touched_rows
 
@@ -165,3 +166,18 @@ def test_what_it_cannot_do_is_refused(chip):
   with pytest.raises(NotImplementedError, match="float16; got float8_e5m2"):
     chip(90)
     gpu.embedding_bag(values.astype(jnp.float8_e5m2), ids, weights)
+
+
+def test_benchmark_runs_and_says_what_it_lacks(capsys):
+  assert gpu_sparse.main(["--tiny", "--repeats", "1"]) == 0
+  printed = capsys.readouterr().out
+  assert re.search(r"128  forward +memjax", printed) and re.search(r"128  backward +XLA", printed)
+  assert gpu_sparse.main([]) == 2
+  assert re.fullmatch("needs an NVIDIA GPU .* jax sees: cpu\n", capsys.readouterr().out)
+
+
+def test_benchmark_notices_a_wrong_result(capsys, monkeypatch):
+  wrong = lambda *args, **options: 1.01 * embedding_bag(*args, **options)  # noqa: E731
+  monkeypatch.setattr(gpu_sparse, "embedding_bag", wrong)
+  assert gpu_sparse.main(["--tiny", "--repeats", "1"]) == 1
+  assert "WRONG" in capsys.readouterr().out
