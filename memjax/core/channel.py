@@ -11,56 +11,84 @@ pays nothing: what is emitted and not used is removed by the compiler.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
 _frames: list = []
+_indices: list = []
 
 
 class Frame:
   """What was emitted (`emitted: dict`) and which taps were asked for (`wanted: dict` of shapes)
   during one trace."""
 
-  def __init__(self, taps=None):
-    self.taps, self.wanted, self.emitted = taps, {}, {}
+  def __init__(self, taps=None, outer: "Frame | None" = None):
+    self.taps, self.wanted, self.emitted, self.outer = taps, {}, {}, outer
     self.prefix = ""
 
+  def emit(self, name: str, value) -> None:
+    self.emitted[_fresh(self.emitted, self.prefix + name)] = value
+    if self.outer is not None:
+      self.outer.emit(self.prefix + name, value)
+
+  def tap(self, name: str, shape: tuple[int, ...], dtype) -> jax.Array:
+    key = _fresh(self.wanted, self.prefix + name)
+    self.wanted[key] = jax.ShapeDtypeStruct(shape, dtype)
+    if self.outer is not None:
+      return self.outer.tap(self.prefix + name, shape, dtype)
+    return jnp.zeros(shape, dtype) if self.taps is None else self.taps[key]
+
 
 @contextlib.contextmanager
-def collect(taps: dict | None = None):
-  """Collects what is emitted inside the block; `taps` supplies the arrays of `Frame.wanted` (zeros
-  when None)."""
-  _frames.append(Frame(taps))
+def _open(frame: Frame | None) -> Iterator:
+  _frames.append(frame)
   try:
-    yield _frames[-1]
+    yield frame
   finally:
     _frames.pop()
 
 
-@contextlib.contextmanager
-def muted():
+def collect(taps: dict | None = None) -> contextlib.AbstractContextManager[Frame]:
+  """Collects what is emitted inside the block.
+
+  Args:
+    taps: the arrays of `Frame.wanted`. None: zeros; or, inside the block of another collector,
+      that one's: it also hears of all that is emitted, so that a training step can collect around
+      a loss function that does.
+  """
+  return _open(Frame(taps, _frames[-1] if taps is None and _frames else None))
+
+
+def muted() -> contextlib.AbstractContextManager:
   """Nothing emitted inside the block leaves it: for the bodies of `cond` and `while_loop`, which
-  cannot hand values on."""
-  _frames.append(None)
-  try:
-    yield
-  finally:
-    _frames.pop()
+  cannot hand values on. Taps inside it are lost: `refuse_if_muted`."""
+  return _open(None)
 
 
 @contextlib.contextmanager
-def scope(name: str):
-  """Prefixes the names emitted inside the block with `name/`, so that layers stay apart."""
-  top = _frames[-1] if _frames else None
-  if top is None:
-    yield
-    return
+def scope(name: str, index: jax.Array | None = None):
+  """Prefixes the names emitted inside the block with `name/`, so that layers stay apart.
+
+  Args:
+    index: int32, which of the layers under this name it is, where one scan runs several.
+  """
+  top = _frames[-1] if collecting() else Frame()
   before, top.prefix = top.prefix, f"{top.prefix}{name}/"
+  _indices.extend(() if index is None else (index,))
   try:
     yield
   finally:
     top.prefix = before
+    if index is not None:
+      _indices.pop()
+
+
+def indices() -> tuple[jax.Array, ...]:
+  """The index of every open scope that has one, outermost first: which layer of its stacks this
+  is. Emitted with a value, they are stacked as it is."""
+  return tuple(_indices)
 
 
 def collecting() -> bool:
@@ -80,23 +108,28 @@ def emit(name: str, value) -> None:
   """Hands `value` (any pytree of arrays) to the innermost collector under `name`; does nothing
   when nobody collects."""
   if collecting():
-    top = _frames[-1]
-    top.emitted[_fresh(top.emitted, top.prefix + name)] = value
+    _frames[-1].emit(name, value)
 
 
 def tap(name: str, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
   """An array of zeros to add to a lookup's output; with `collect(taps)` the array given there."""
-  if not collecting():
-    return jnp.zeros(shape, dtype)
-  top = _frames[-1]
-  key = _fresh(top.wanted, top.prefix + name)
-  top.wanted[key] = jax.ShapeDtypeStruct(shape, dtype)
-  return jnp.zeros(shape, dtype) if top.taps is None else top.taps[key]
+  if collecting():
+    return _frames[-1].tap(name, shape, dtype)
+  return jnp.zeros(shape, dtype)
+
+
+def refuse_if_muted(name: str) -> None:
+  """Raises ValueError where a tap would be lost to a collector that supplies taps."""
+  if not collecting() and _frames and _frames[0] is not None and _frames[0].taps is not None:
+    raise ValueError(
+      f"{name} is read inside a cond or a while_loop, out of which its gradient cannot be handed "
+      "as touched rows; train this table by dense gradients"
+    )
 
 
 def wanted(fn, *args) -> dict:
   """Shapes of the taps that `fn(*args)` asks for."""
-  with collect() as frame:
+  with _open(Frame()) as frame:
     jax.eval_shape(
       lambda *a: fn(*a), *args
     )  # a new function each time: a cached trace would ask for nothing
@@ -109,7 +142,7 @@ def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
     return jax.lax.scan(body, carry, xs, length, unroll=unroll)
   steps = jax.tree.leaves(xs)[0].shape[0] if length is None else length
   asked = wanted(body, carry, jax.tree.map(lambda a: a[0], xs))
-  taps = {key: tap(key, (steps, *s.shape), s.dtype) for key, s in asked.items()}
+  taps = {key: tap(key, (steps, *s.shape), s.dtype) for key, s in sorted(asked.items())}
 
   def inner(carry, inputs):
     x, step_taps = inputs
@@ -118,7 +151,7 @@ def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
     return carry, (y, frame.emitted)
 
   carry, (ys, emitted) = jax.lax.scan(inner, carry, (xs, taps), steps, unroll=unroll)
-  for key, value in emitted.items():
+  for key, value in sorted(emitted.items()):  # in the order of their taps
     emit(key, value)
   return carry, ys
 
@@ -127,7 +160,7 @@ def checkpoint(fn, *args, policy=None, prevent_cse: bool = True):
   """`jax.checkpoint(fn)(*args)` that lets emitted values out and taps in."""
   if not collecting():
     return jax.checkpoint(fn, policy=policy, prevent_cse=prevent_cse)(*args)
-  taps = {key: tap(key, s.shape, s.dtype) for key, s in wanted(fn, *args).items()}
+  taps = {key: tap(key, s.shape, s.dtype) for key, s in sorted(wanted(fn, *args).items())}
 
   def inner(taps, *args):
     with collect(taps) as frame:
@@ -135,6 +168,6 @@ def checkpoint(fn, *args, policy=None, prevent_cse: bool = True):
     return out, frame.emitted
 
   out, emitted = jax.checkpoint(inner, policy=policy, prevent_cse=prevent_cse)(taps, *args)
-  for key, value in emitted.items():
+  for key, value in sorted(emitted.items()):
     emit(key, value)
   return out

@@ -2,7 +2,8 @@
 less stable names."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -117,6 +118,33 @@ def join(trainable: dict[str, jax.Array], rest: Rest):
   return jax.tree.unflatten(rest.structure, [both[name] for name in rest.names])
 
 
+def hold(model, names: Collection[str]):
+  """The model with these tables held: constant, and read by `core.lookup` alone.
+
+  A scan over layers hands a held table whole to the lookups in its body, `[L, N, dv]`, instead of a
+  copy of each layer's part. For training by touched rows, which holds its tables so.
+  """
+  nodes, structure = jax.tree.flatten(model, is_leaf=is_variable)
+  for i, (name, node) in enumerate(_named_leaves(model)):
+    if name in names:
+      nodes[i] = type(node)(node[...], **{**node.get_metadata(), "held": True})
+  return jax.tree.unflatten(structure, nodes)
+
+
+def without_held(tree) -> tuple[list, Callable[[list], Any]]:
+  """The leaves and variables of a tree but for held tables, as inputs of a scan; and the function
+  that makes the tree of (slices of) them."""
+  nodes, structure = jax.tree.flatten(tree, is_leaf=is_variable)
+  held = {
+    i: v for i, v in enumerate(nodes) if is_variable(v) and v.get_metadata().get("held", False)
+  }
+
+  def whole(nodes: list):
+    return jax.tree.unflatten(structure, [held.get(i, node) for i, node in enumerate(nodes)])
+
+  return [None if i in held else node for i, node in enumerate(nodes)], whole
+
+
 def submodules(model) -> Iterator[nnx.Module]:
   """Every module inside a model, itself first."""
   if not isinstance(model, nnx.Module):
@@ -188,6 +216,11 @@ def unflatten(template, flat: dict[str, Any]):
   return jax.tree.unflatten(structure, leaves)
 
 
+def layer_keys(name: str) -> tuple[str, ...]:
+  """The keys of the layers that a variable's path goes through: the scope of what they emit."""
+  return tuple(key for above, key in itertools.pairwise(name.split("/")) if above == "layers")
+
+
 def _depth_names(name: str) -> list[tuple[str, int | None]]:
   parts = name.split("/")
   for position, part in enumerate(parts):
@@ -214,7 +247,9 @@ __all__ = [
   "Table",
   "flatten",
   "is_variable",
+  "hold",
   "join",
+  "layer_keys",
   "param",
   "replace",
   "split",
@@ -224,4 +259,5 @@ __all__ = [
   "unflatten",
   "variable_axes",
   "variables",
+  "without_held",
 ]

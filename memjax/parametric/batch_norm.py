@@ -1,7 +1,6 @@
 """Batch normalisation of queries: running statistics in a call, those of the batch in training."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import BatchStat, channel, checks, param
-from memjax.core.module import Rest
+from memjax.core.module import Rest, layer_keys
 
 EMITTED = "batch_stats"
 
@@ -95,9 +94,8 @@ def _home(arrays, scope: tuple[str, ...]) -> str:
   homes = []
   for name in arrays:
     parts = name.split("/")
-    layers = tuple(b for a, b in itertools.pairwise(parts) if a == "layers")
     prefix = name.removesuffix("mean")
-    if parts[-1] == "mean" and layers == scope and f"{prefix}variance" in arrays:
+    if parts[-1] == "mean" and layer_keys(name) == scope and f"{prefix}variance" in arrays:
       homes.append(prefix)
   if len(homes) != 1:
     where = "/".join(scope) or "the model itself"

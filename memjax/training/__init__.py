@@ -25,8 +25,9 @@ Everything is optional and nothing knows of a config. What one script does with 
 
 losses      next_token_loss (sums of nats and tokens), bits_per_token, bits_per_byte
 language    language_model_loss: the loss function of a LanguageModel over batches of memjax.data
-optimizer   warmup_decay, make_optimizer (AdamW; tables have their own rate, clip and decay),
-            table_names, decayed_names
+optimizer   warmup_decay, make_optimizer (AdamW; tables have their own rate, clip and decay, and
+            with tables="lazy" train by the rows that a step touches), table_names, decayed_names
+tables      optimisers of touched rows: lazy_adam, rowwise_adam, ...; value_and_grad, Touches
 step        TrainState, init_train_state, make_train_step, LossOutput. A loss function is
             `(model, memory, batch, key) -> LossOutput`; key None means evaluation.
             Metrics of a step: loss (per token, auxiliary losses included), count, grad_norm,
@@ -37,6 +38,7 @@ workdir     check_config, ConfigMismatch
 loop        fit, FitResult, StopOnSignal, TrainingDiverged
 """
 
+from memjax.training import tables
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from memjax.training.evaluation import evaluate, make_eval_step
 from memjax.training.language import language_model_loss
@@ -69,5 +71,6 @@ __all__ = [
   "make_train_step",
   "next_token_loss",
   "table_names",
+  "tables",
   "warmup_decay",
 ]

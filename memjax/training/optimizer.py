@@ -1,4 +1,5 @@
-"""AdamW in two groups, tables and the others, each with its rate, its clip and its weight decay.
+"""AdamW in two groups, tables and the others, each with its rate, its clip and its weight decay;
+tables may have an optimiser of their touched rows instead.
 
 Product keys (arXiv 1907.05242) train their values by plain Adam at a constant rate; Memory+ (arXiv
 2412.09764) by AdamW at ten times the rate of the others, clipped apart from them.
@@ -8,10 +9,14 @@ from collections.abc import Callable
 
 import optax
 
+from memjax.core import checks
 from memjax.core.module import Table, split, variable_axes, variables
+from memjax.training import tables as touched
+from memjax.training.tables import TableOptimizer, WithTables
 
 Rate = float | optax.Schedule
 
+TABLES = ("dense", "lazy", "lazy_catch_up", "rowwise_adam", "rowwise_adagrad", "sgd")
 DECAYS = ("cosine", "linear", "constant")
 
 
@@ -73,8 +78,8 @@ def make_optimizer(
   model, *, learning_rate: Rate, table_learning_rate: Rate | None = None, b1: float = 0.9,
   b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, decay_tables: bool = False,
   clip: float | None = 1.0, table_clip: float | None = None,
-  freeze: Callable[[str], bool] | None = None,
-) -> optax.GradientTransformation:  # fmt: skip
+  tables: str | TableOptimizer = "dense", freeze: Callable[[str], bool] | None = None,
+) -> optax.GradientTransformation | WithTables:  # fmt: skip
   """AdamW over the dict of arrays that `split(model, freeze)` returns.
 
   Args:
@@ -85,16 +90,28 @@ def make_optimizer(
     decay_tables: tables decay too.
     clip, table_clip: greatest global norm of the gradients of the others, and of those of the
       tables (None: no clip). Two norms, for with one a huge table starves the rest.
+    tables: "dense": as the others; or by the rows that a step touches, which costs what is read
+      and not what the table holds: "lazy" and "lazy_catch_up" (Adam), "rowwise_adam",
+      "rowwise_adagrad", "sgd", with the same rate, clip and decay; or one made in
+      `training.tables`, which has its own.
     freeze: as given to `split`.
   """
-  tables, decayed = table_names(model), decayed_names(model)
-  names = split(model, freeze)[0]
+  held, decayed = table_names(model), decayed_names(model)
+  names = frozenset(split(model, freeze)[0])
   if not decay_tables:
-    decayed -= tables
+    decayed -= held
   rates = {
     "table": learning_rate if table_learning_rate is None else table_learning_rate,
     "other": learning_rate,
   }
+  if isinstance(tables, str):
+    decay = weight_decay if decay_tables else 0.0
+    adam = {"b1": b1, "b2": b2, "eps": eps}
+    own = _touched(tables, rates["table"], adam, {"weight_decay": decay, "clip": table_clip})
+  else:
+    own = tables
+  by_rows = frozenset() if own is None else held & names
+  names -= by_rows
   norms = {"table": table_clip, "other": clip}
 
   def group(label):
@@ -106,5 +123,19 @@ def make_optimizer(
       optax.scale_by_learning_rate(rates[label]),
     )
 
-  labels = {name: "table" if name in tables else "other" for name in names}
-  return optax.partition({label: group(label) for label in ("other", "table")}, labels)
+  labels = {name: "table" if name in held else "other" for name in names}
+  others = optax.partition({label: group(label) for label in ("other", "table")}, labels)
+  return WithTables(others, own, by_rows) if own is not None and by_rows else others
+
+
+def _touched(name: str, rate: Rate, adam: dict, options: dict) -> TableOptimizer | None:
+  checks.one_of("tables", name, TABLES)
+  forms = {
+    "dense": lambda: None,
+    "lazy": lambda: touched.lazy_adam(rate, **adam, **options),
+    "lazy_catch_up": lambda: touched.lazy_adam(rate, catch_up=True, **adam, **options),
+    "rowwise_adam": lambda: touched.rowwise_adam(rate, **adam, **options),
+    "rowwise_adagrad": lambda: touched.rowwise_adagrad(rate, **options),
+    "sgd": lambda: touched.sgd(rate, **options),
+  }
+  return forms[name]()

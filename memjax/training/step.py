@@ -13,6 +13,7 @@ from memjax.core.module import Rest, join, split
 from memjax.core.state import map_rows
 from memjax.parametric.batch_norm import apply_batch_stats
 from memjax.parametric.tucker_keys import refresh_singular_vectors
+from memjax.training.tables import Touches, WithTables, value_and_grad
 
 
 @jax.tree_util.register_dataclass
@@ -66,13 +67,14 @@ class LossOutput:
   batch_stats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+Optimizer = optax.GradientTransformation | WithTables
 LossFn = Callable[
   [Any, Any, Any, jax.Array | None], LossOutput
 ]  # (model, memory, batch, key); key None: evaluation
 
 
 def init_train_state(
-  model, optimizer: optax.GradientTransformation, *, key: jax.Array, memory: Any = None,
+  model, optimizer: Optimizer, *, key: jax.Array, memory: Any = None,
   freeze: Callable[[str], bool] | None = None,
 ) -> TrainState:  # fmt: skip
   """The state before the first step, with copies of all arrays: a step donates its state.
@@ -97,8 +99,7 @@ def init_train_state(
 
 
 def make_train_step(
-  loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1,
-  momentum: float = 0.1,
+  loss_fn: LossFn, optimizer: Optimizer, *, accumulate: int = 1, momentum: float = 0.1
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:  # fmt: skip
   """The jitted `(state, batch) -> (state, metrics)`; the given state is donated.
 
@@ -108,7 +109,8 @@ def make_train_step(
 
   Args:
     loss_fn: `(model, memory, batch, key) -> LossOutput`.
-    optimizer: over `state.params`.
+    optimizer: over `state.params`. With `WithTables` the step has no array of a table's size but
+      the table and its moments, changed in place; a bad step writes nothing there.
     accumulate: the batch is cut by rows into so many parts, whose gradients are summed: those of
       the whole batch, in less memory. It divides the rows of the batch and of the memory state.
     momentum: share of the new batch in the running batch statistics.
@@ -117,18 +119,17 @@ def make_train_step(
   `streak`, and the loss function's own.
   """
   checks.positive(accumulate=accumulate)
+  names = optimizer.names if isinstance(optimizer, WithTables) else frozenset()
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(state.key, state.step)
-    grads, out = _accumulate(loss_fn, state, batch, key, accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    grads, out = _accumulate(loss_fn, names, state, batch, key, accumulate)
+    loss = out.total / jnp.maximum(out.count, 1)
+    sound = jnp.isfinite(loss) & ~_any_nan((out.memory, out.batch_stats))
+    params, opt_state, norm, finite = _update(optimizer, grads, state, sound)
     rest = apply_batch_stats(state.rest, out.batch_stats, momentum=momentum)
-    new = params, refresh_singular_vectors(params, rest), opt_state, out.memory
-    norm, loss = optax.tree.norm(grads), out.total / jnp.maximum(out.count, 1)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & ~_any_nan((out.memory, out.batch_stats))
-    old = (state.params, state.rest, state.opt_state, state.memory)
-    params, rest, opt_state, memory = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    new = refresh_singular_vectors(params, rest), out.memory
+    rest, memory = _where(finite, new, (state.rest, state.memory))
     skipped = state.skipped + jnp.where(finite, 0, 1)
     streak = jnp.where(finite, 0, state.streak + 1)
     metrics = {
@@ -147,27 +148,57 @@ def _any_nan(tree) -> jax.Array:
   return jnp.any(jnp.stack([jnp.any(jnp.isnan(a)) for a in arrays])) if arrays else jnp.bool_(False)
 
 
-def _accumulate(loss_fn: LossFn, state: TrainState, batch, key, parts: int):
-  """Gradients of the mean loss, and the `LossOutput` of the whole batch."""
+def _where(finite: jax.Array, new, old):
+  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-  def objective(params, memory, batch, key):
-    out = loss_fn(join(params, state.rest), memory, batch, key)
-    return out.total, out
 
-  gradient = jax.grad(objective, has_aux=True)
+def _update(optimizer: Optimizer, grads, state: TrainState, sound: jax.Array):
+  """Parameters and optimiser state after the step, the gradient's norm, whether all is finite."""
+  if isinstance(optimizer, WithTables):
+    return _update_with_tables(optimizer, grads, state, sound)
+  norm = optax.tree.norm(grads)
+  finite = sound & jnp.isfinite(norm)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  new = optax.apply_updates(state.params, updates), opt_state
+  return *_where(finite, new, (state.params, state.opt_state)), norm, finite
+
+
+def _update_with_tables(optimizer: WithTables, grads, state: TrainState, sound: jax.Array):
+  """As `_update`. The norm of the tables' gradients is a by-product of their update, so whether it
+  is finite must be known from something else."""
+  norm, bound = optax.tree.norm(optimizer.split(grads)[1]), optimizer.bound(grads)
+  finite = sound & jnp.isfinite(norm) & jnp.isfinite(bound)
+  key = jax.random.fold_in(state.key, (~state.step).astype(jnp.uint32))  # that of no step
+  params, opt_state, own = optimizer.update(
+    grads, state.opt_state, state.params, finite=finite, key=key
+  )
+  return params, opt_state, jnp.hypot(norm, jnp.where(finite, own, bound)), finite
+
+
+def _accumulate(loss_fn: LossFn, names, state: TrainState, batch, key, parts: int):
+  """Gradients of the mean loss, and the `LossOutput` of the whole batch.
+
+  Args:
+    names: of the tables whose gradients are `Touches`: those of the parts are joined, not summed.
+  """
+  gradient = value_and_grad(loss_fn, names)
   if parts == 1:
-    grads, out = gradient(state.params, state.memory, batch, key)
+    (_, out), grads = gradient(state.params, state.rest, state.memory, batch, key)
     return _divide(grads, out.count), out
 
   def body(total, inputs):
     memory, batch, part = inputs
-    grads, out = gradient(state.params, memory, batch, jax.random.fold_in(key, part))
-    return jax.tree.map(jnp.add, total, grads), out
+    own = jax.random.fold_in(key, part)
+    (_, out), grads = gradient(state.params, state.rest, memory, batch, own)
+    touches = {name: grads.pop(name) for name in names & set(grads)}
+    return jax.tree.map(jnp.add, total, grads), (touches, out)
 
   cut = lambda a: _cut_rows(a, 0, parts)  # noqa: E731
   memories = map_rows(lambda axis, a: _cut_rows(a, axis, parts), state.memory)
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
-  grads, outs = jax.lax.scan(body, zeros, (memories, jax.tree.map(cut, batch), jnp.arange(parts)))
+  zeros = {name: jnp.zeros_like(a) for name, a in state.params.items() if name not in names}
+  inputs = memories, jax.tree.map(cut, batch), jnp.arange(parts)
+  grads, (touches, outs) = jax.lax.scan(body, zeros, inputs)
+  grads |= {name: touched.unstacked() for name, touched in touches.items()}
   memory = map_rows(lambda axis, _, a: _join_rows(a, axis), state.memory, outs.memory)
   weights = outs.count / jnp.maximum(jnp.sum(outs.count), 1)
   mean = lambda a: jnp.tensordot(weights, a, 1)  # noqa: E731
@@ -182,7 +213,12 @@ def _accumulate(loss_fn: LossFn, state: TrainState, batch, key, parts: int):
 
 
 def _divide(grads, count):
-  return jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
+  count = jnp.maximum(count, 1)
+
+  def divide(g):
+    return g.scaled(1 / count) if isinstance(g, Touches) else g / count.astype(g.dtype)
+
+  return jax.tree.map(divide, grads, is_leaf=lambda g: isinstance(g, Touches))
 
 
 def _cut_rows(a: jax.Array, axis: int, parts: int) -> jax.Array:

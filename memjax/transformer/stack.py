@@ -12,7 +12,7 @@ from flax import nnx
 
 from memjax.core import Memory, as_state, channel, checks, clean
 from memjax.core.layers import RMSNorm, dropout
-from memjax.core.module import stack
+from memjax.core.module import stack, without_held
 from memjax.core.state import stack_depths, stack_key
 
 Factory = Callable[..., Memory]  # factory(dim, rngs=rngs)
@@ -126,9 +126,10 @@ class Stack(Memory):
     def block(keys, index, x, layers, states):
       new = []
       for key, layer, layer_state in zip(keys, layers, states, strict=True):
-        depth = (stack_depths(key) or (int(key),))[0] + index * len(keys)
+        depths = stack_depths(key)
+        depth = (depths or (int(key),))[0] + index * len(keys)
         inner = None if context is None else context.fold(depth)
-        with channel.scope(key):
+        with channel.scope(key, None if depths is None else index):
           x, layer_state = layer(
             x, layer_state, reset=reset, valid=valid, context=inner, rate=self.dropout
           )
@@ -152,13 +153,14 @@ class Stack(Memory):
 
   def _scan(self, block, x, layers, states, count: int):
     index = jnp.arange(count)
+    layers, whole = without_held(layers)
     if x.shape[1] == 1:  # decoding: states stay in the carry and are updated in place
 
       def step(carry, inputs):
         x, states = carry
         layers, i = inputs
         mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
-        x, mine = block(i, x, layers, mine)
+        x, mine = block(i, x, whole(layers), mine)
         put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0)  # noqa: E731
         return (x, jax.tree.map(put, states, list(mine))), None
 
@@ -167,7 +169,7 @@ class Stack(Memory):
 
     def body(x, inputs):
       layers, states, i = inputs
-      return self._rematerialise(block, i, x, layers, states, in_scan=True)
+      return self._rematerialise(block, i, x, whole(layers), states, in_scan=True)
 
     return channel.scan(body, x, (layers, states, index))
 

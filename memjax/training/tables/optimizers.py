@@ -1,0 +1,237 @@
+"""Optimisers of tables that read and write the touched rows only.
+
+Equal ids are merged before squares and before the clip's norm. Each equals optax's dense one while
+every row is touched in every step; they differ in what happens to a row that a step leaves alone:
+
+  dense          moves on by its momentum and decays
+  lazy           nothing; step t of the bias correction is that of the run
+  with catch-up  nothing until the next touch, which first makes up for the decay of the weights,
+                 exactly, and of the moments; the moves by momentum are left out
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from memjax.training.tables.rounding import round_to
+from memjax.training.tables.rules import Rule, adagrad, adam, plain
+from memjax.training.tables.touches import Touches, live_squares
+from pallas_kernels.embedding_bag import update_rows
+
+Rate = float | optax.Schedule
+Arrays = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TableState:
+  """The state of a `TableOptimizer`.
+
+  Attributes:
+    count: int32, steps taken.
+    decay: `[2]` float32, the logarithm of the decay of all steps so far: a sum and what it lacks.
+    rows: `{name of the table: {name: array [*L, N, ...]}}`, moments and what else a row has.
+  """
+
+  count: jax.Array
+  decay: jax.Array
+  rows: dict[str, dict[str, jax.Array]]
+
+
+class TableOptimizer(NamedTuple):
+  """What `lazy_adam` and the others return.
+
+  Attributes:
+    init: `tables -> TableState`, for tables `[*L, N, dv]` by name.
+    update: `(touches, state, tables, *, finite=True, key=None) -> (tables, state, norm)`. `touches`
+      has a `Touches` for every table that was read. Where `finite` (a bool of the device) is false
+      nothing is written, bit for bit. `key` is for stochastic rounding. `norm` is that of the
+      merged gradients before clipping. Donated tables and states are changed in place.
+  """
+
+  init: Callable[[Arrays], TableState]
+  update: Callable[..., tuple[dict[str, jax.Array], TableState, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+  """What all rules share."""
+
+  learning_rate: Rate
+  weight_decay: float
+  clip: float | None
+  stochastic_rounding: bool
+  catch_up: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """The numbers of one step: its count from 1, rate, and the decay before and after it."""
+
+  count: jax.Array
+  rate: jax.Array
+  before: jax.Array
+  after: jax.Array
+  factor: jax.Array | float
+
+
+def lazy_adam(
+  learning_rate: Rate, *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8,
+  weight_decay: float = 0.0, clip: float | None = None, catch_up: bool = False,
+  stochastic_rounding: bool = True,
+) -> TableOptimizer:  # fmt: skip
+  """Adam on touched rows.
+
+  m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
+  u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)      t counts the run's steps
+  p = p - rate (u + weight_decay p)
+
+  Args:
+    learning_rate: a number, or a schedule of the run's steps.
+    b1, b2, eps: of Adam; with b1 = 0 there is no m.
+    weight_decay: decoupled, times the rate.
+    clip: greatest norm of all tables' gradients together; costs a second pass over the touches.
+    catch_up: a row left alone for n steps first gets b1^n m, b2^n v, and its p the decay of those
+      steps at their rates; 12 bytes a row.
+    stochastic_rounding: of bfloat16 tables, whose small steps would vanish. Others are not rounded.
+  """
+  options = _Options(learning_rate, weight_decay, clip, stochastic_rounding, catch_up)
+  return _optimizer(adam(b1, b2, eps, by_row=False), options)
+
+
+def rowwise_adam(
+  learning_rate: Rate, *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8,
+  weight_decay: float = 0.0, clip: float | None = None, stochastic_rounding: bool = True,
+) -> TableOptimizer:  # fmt: skip
+  """`lazy_adam` with one v a row, of the mean of g^2; with b1 = 0, 4 bytes of state a row."""
+  options = _Options(learning_rate, weight_decay, clip, stochastic_rounding)
+  return _optimizer(adam(b1, b2, eps, by_row=True), options)
+
+
+def rowwise_adagrad(
+  learning_rate: Rate, *, initial_accumulator: float = 0.1, eps: float = 1e-7,
+  weight_decay: float = 0.0, clip: float | None = None, stochastic_rounding: bool = True,
+) -> TableOptimizer:  # fmt: skip
+  """Adagrad with one sum a row: s = s + mean(g^2), u = g / sqrt(s + eps); 4 bytes a row."""
+  options = _Options(learning_rate, weight_decay, clip, stochastic_rounding)
+  return _optimizer(adagrad(initial_accumulator, eps), options)
+
+
+def sgd(
+  learning_rate: Rate, *, weight_decay: float = 0.0, clip: float | None = None,
+  stochastic_rounding: bool = True,
+) -> TableOptimizer:  # fmt: skip
+  """u = g; no state."""
+  return _optimizer(plain(), _Options(learning_rate, weight_decay, clip, stochastic_rounding))
+
+
+def _optimizer(rule: Rule, options: _Options) -> TableOptimizer:
+  if options.clip is not None and not options.clip > 0:
+    raise ValueError(f"clip={options.clip!r} must be > 0; None does not clip")
+
+  def init(tables: Arrays) -> TableState:
+    rows = {name: _rows(rule, options, table) for name, table in tables.items()}
+    return TableState(jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.float32), rows)
+
+  def update(touches, state: TableState, tables: Arrays, *, finite=True, key=None):
+    unknown = sorted(set(touches) - set(tables))
+    if unknown:
+      raise ValueError(f"touches of {unknown}, which are not among the tables {sorted(tables)}")
+    finite = jnp.asarray(finite)
+    touches = {name: touched.where(finite) for name, touched in touches.items()}
+    step, norm = _step(state, options), None
+    if options.clip is not None:
+      squares = [touched.squared_norm() for touched in touches.values()]
+      norm = jnp.sqrt(sum(squares, jnp.float32(0)))
+      factor = jnp.where(norm < options.clip, 1.0, options.clip / norm)
+      step = dataclasses.replace(step, factor=factor)
+    tables, rows, total = dict(tables), dict(state.rows), jnp.float32(0)
+    for number, (name, touched) in enumerate(sorted(touches.items())):
+      own = _key(options, tables[name], key, number)
+      arrays = {"table": tables[name], **rows[name]}
+      squares, arrays = _update_table(rule, options, step, touched, arrays, own)
+      total, tables[name] = total + squares, arrays.pop("table")
+      rows[name] = arrays
+    count, decay = (step.count, step.after), (state.count, state.decay)
+    count, decay = jax.tree.map(lambda a, b: jnp.where(finite, a, b), count, decay)
+    return tables, TableState(count, decay, rows), jnp.sqrt(total) if norm is None else norm
+
+  return TableOptimizer(init, update)
+
+
+def _rows(rule: Rule, options: _Options, table: jax.Array) -> dict[str, jax.Array]:
+  rows = rule.init(table)
+  if options.catch_up:
+    rows["last"] = jnp.zeros(table.shape[:-1], jnp.int32)
+    if options.weight_decay:
+      rows["decay"] = jnp.zeros((*table.shape[:-1], 2), jnp.float32)
+  return rows
+
+
+def _step(state: TableState, options: _Options) -> _Step:
+  rate = options.learning_rate
+  rate = jnp.asarray(rate(state.count) if callable(rate) else rate, jnp.float32)
+  most = 1 - 1e-6  # of a weight that one step takes
+  log = jnp.log1p(-jnp.minimum(rate * options.weight_decay, most))
+  return _Step(state.count + 1, rate, state.decay, _add(state.decay, log), 1.0)
+
+
+def _add(total: jax.Array, value: jax.Array) -> jax.Array:
+  """Adds to a sum `[2]` in two parts: a million small steps lose nothing to its size."""
+  high, low = total[0], total[1] + value
+  new = high + low
+  return jnp.stack([new, low - (new - high)])
+
+
+def _key(options: _Options, table: jax.Array, key, number: int):
+  if table.dtype != jnp.bfloat16 or not options.stochastic_rounding:
+    return None
+  if key is None:
+    raise ValueError(
+      "a bfloat16 table is rounded stochastically and needs update(..., key=...); "
+      "stochastic_rounding=False rounds to nearest"
+    )
+  return jax.random.fold_in(key, number)
+
+
+def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, key):
+  """The sum of squares of a table's merged gradient, and its arrays after the update."""
+  shapes = {name: a.shape for name, a in arrays.items()}
+  lead = arrays["table"].ndim - 2
+  flat = {n: a.reshape(touched.rows, *a.shape[lead + 1 :]) for n, a in arrays.items()}
+  dtype = arrays["table"].dtype
+
+  def update(carry, gradient, old, live):
+    squares, chunk = carry
+    squares = squares + live_squares(gradient, live)
+    rows = dict(old)
+    table = rows.pop("table").astype(jnp.float32)
+    if options.catch_up:
+      table, rows = _catch_up(rule, options, step, table, rows)
+    direction, new = rule.direction(step.factor * gradient, rows, step.count)
+    table = table - step.rate * (direction + options.weight_decay * table)
+    own = None if key is None else jax.random.fold_in(key, chunk)
+    return (squares, chunk + 1), {**rows, **new, "table": round_to(dtype, table, own)}
+
+  start = jnp.float32(0), jnp.int32(0)
+  factors = touched.ids, touched.weights, touched.vectors
+  (squares, _), flat = update_rows(*factors, flat, update, start)
+  return squares, {name: a.reshape(shapes[name]) for name, a in flat.items()}
+
+
+def _catch_up(rule: Rule, options: _Options, step: _Step, table: jax.Array, rows: dict[str, Any]):
+  """What the steps since a row's last touch would have done to it without a gradient."""
+  gap = (step.count - 1 - rows.pop("last")).astype(jnp.float32)
+  if options.weight_decay:
+    high, low = jnp.moveaxis(rows.pop("decay"), -1, 0)
+    idle = (step.before[0] - high) + (step.before[1] - low)
+    table = table * jnp.exp(idle)[:, None]
+  rows = rule.idle(rows, gap)
+  rows["last"] = jnp.full(gap.shape, step.count, jnp.int32)
+  if options.weight_decay:
+    rows["decay"] = jnp.broadcast_to(step.after, (*gap.shape, 2))
+  return table, rows

@@ -1,0 +1,78 @@
+"""The directions in which touched rows move, and the state that each needs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memjax.core import checks
+
+Rows = dict[str, jax.Array]
+
+
+class Rule(NamedTuple):
+  """An optimiser's mathematics, a block of R rows at a time.
+
+  Attributes:
+    init: `table [*L, N, dv] -> {name: [*L, N, ...]}` float32.
+    direction: `(gradient [R, dv], rows, count) -> (direction [R, dv], rows)`.
+    idle: `(rows, gap [R]) -> rows` after so many steps without a gradient.
+  """
+
+  init: Callable[[jax.Array], Rows]
+  direction: Callable[[jax.Array, Rows, jax.Array], tuple[jax.Array, Rows]]
+  idle: Callable[[Rows, jax.Array], Rows]
+
+
+def _per_row(rows: jax.Array, width: int) -> jax.Array:
+  """`[R]` or `[R, dv]` so that it broadcasts over `[R, dv]`."""
+  return jnp.broadcast_to(rows.reshape(rows.shape[0], -1), (rows.shape[0], width))
+
+
+def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
+  """See `optimizers.lazy_adam`; `by_row`: one v a row."""
+  checks.fraction(b1=b1, b2=b2)
+
+  def init(table):
+    first = {"m": jnp.zeros_like(table, jnp.float32)} if b1 else {}
+    second = jnp.zeros(table.shape[:-1]) if by_row else jnp.zeros_like(table, jnp.float32)
+    return {**first, "v": second}
+
+  def direction(gradient, rows, count):
+    square = jnp.square(gradient)
+    square = jnp.mean(square, axis=-1) if by_row else square
+    new = {"v": b2 * rows["v"] + (1 - b2) * square}
+    if b1:
+      new["m"] = b1 * rows["m"] + (1 - b1) * gradient
+    t = count.astype(jnp.float32)
+    first = new.get("m", gradient) / (1 - b1**t)
+    second = jnp.sqrt(new["v"] / (1 - b2**t)) + eps
+    return first / _per_row(second, gradient.shape[1]), new
+
+  def idle(rows, gap):
+    rates = {"m": b1, "v": b2}
+    return {
+      k: a * jnp.power(rates[k], gap).reshape(-1, *[1] * (a.ndim - 1)) for k, a in rows.items()
+    }
+
+  return Rule(init, direction, idle)
+
+
+def adagrad(initial: float, eps: float) -> Rule:
+  """See `optimizers.rowwise_adagrad`."""
+
+  def direction(gradient, rows, count):
+    total = rows["sum"] + jnp.mean(jnp.square(gradient), axis=-1)
+    scale = jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
+    return gradient * _per_row(scale, gradient.shape[1]), {"sum": total}
+
+  init = lambda table: {"sum": jnp.full(table.shape[:-1], initial, jnp.float32)}  # noqa: E731
+  return Rule(init, direction, lambda rows, gap: rows)
+
+
+def plain() -> Rule:
+  """The gradient itself."""
+  return Rule(
+    lambda table: {}, lambda gradient, rows, count: (gradient, {}), lambda rows, gap: rows
+  )
