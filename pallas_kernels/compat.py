@@ -58,3 +58,13 @@ def _sparse_cores() -> int:
 
   info = tpu.get_tpu_info().sparse_core  # works ahead of time, under `jax.set_mesh`
   return 0 if info is None else info.num_cores
+
+
+def interpret(asked):
+  """What a TPU kernel hands to `pallas_call` as `interpret`.
+
+  Args:
+    asked: None from whoever named the kernel: it is interpreted if the program is traced for a CPU.
+      Anything else is handed on; False is for a branch that is lowered for a TPU wherever traced.
+  """
+  return chip().platform == "cpu" if asked is None else asked

@@ -101,7 +101,8 @@ def _check(values, ids, name, array, shape) -> None:
 
 
 def _run(op, forms, name, *args):
-  best = by_platform(forms["chunk"], tpu=forms["tpu"], cuda=forms["gpu"])
+  tpu = functools.partial(forms["tpu"], interpret=False)
+  best = by_platform(forms["chunk"], tpu=tpu, cuda=forms["gpu"])
   return dispatch.choose(op, name, forms, best)(*args)
 
 
