@@ -6,10 +6,14 @@ Forward and backward are made of the four exchanges of `core.table_sharding`:
   dots  d = scatter(own dots with spread(x));             dx = collect(own bag of gather(dd))
 
 and dV is a device's own. No device holds `[tokens of a group, dv]` of a table cut by columns.
+
+A table is `[N, dv]`, or of stacked layers `[*L, N, dv]`: then ids count in the L N rows, and L N is
+padding.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,17 +31,17 @@ def _map(cut: TableSharding, fn: Callable, into: tuple, out) -> Callable:
   return jax.shard_map(fn, mesh=cut.mesh, in_specs=into, out_specs=out, check_vma=False)
 
 
-def _specs(cut: TableSharding) -> tuple[PartitionSpec, ...]:
+def _specs(cut: TableSharding, table: jax.Array) -> tuple[PartitionSpec, ...]:
   """Of the table, of `[B, T, b]`, of `[B, T, dv]`; of `[t, b]` and of `[t, dv]` of a group."""
   copies = part(cut.replicas)
-  spread = PartitionSpec(copies, part(cut.columns))
-  return (
-    cut.table_spec(), cut.token_spec(None), cut.vector_spec(), PartitionSpec(copies, None), spread,
-  )  # fmt: skip
+  whole, spread = cut.table_spec(stack=table.ndim - 2), PartitionSpec(copies, part(cut.columns))
+  return whole, cut.token_spec(None), cut.vector_spec(), PartitionSpec(copies, None), spread
 
 
 def _gradient(cut: TableSharding, table, ids, weights, vectors) -> jax.Array:
-  return psum(table_gradient(ids, weights, vectors, table.shape[0]), cut.replicas)
+  """Of this device's piece."""
+  summed = psum(table_gradient(ids, weights, vectors, flat(table).shape[0]), cut.replicas)
+  return summed.astype(table.dtype).reshape(table.shape)
 
 
 def bag(
@@ -83,10 +87,10 @@ def _bag_forward(cut, name, table, ids, weights):
   def local(table, ids, weights):
     tokens = ids.shape[:2]
     ids, weights = cut.gather(flat(ids)), cut.gather(flat(weights))
-    y = embedding_bag(table, cut.own(ids, table.shape[0]), weights, implementation=name)
+    y = embedding_bag(flat(table), cut.own(ids, table.shape), weights, implementation=name)
     return cut.collect(y).reshape(*tokens, -1), ids, weights
 
-  whole, slots, vectors, kept, _ = _specs(cut)
+  whole, slots, vectors, kept, _ = _specs(cut, table)
   run = _map(cut, local, (whole, slots, slots), (vectors, kept, kept))
   y, *gathered = run(table, ids, weights)
   return y, (table, *gathered)
@@ -94,13 +98,13 @@ def _bag_forward(cut, name, table, ids, weights):
 
 def _bag_backward(cut, name, residuals, g):
   def local(table, ids, weights, g):
-    tokens, ids = g.shape[:2], cut.own(ids, table.shape[0])
+    tokens, ids = g.shape[:2], cut.own(ids, table.shape)
     g = cut.spread(flat(g))
-    of_weights = cut.scatter(dot_bag(table, ids, g, implementation=name))
+    of_weights = cut.scatter(dot_bag(flat(table), ids, g, implementation=name))
     of_table = _gradient(cut, table, ids, weights, g)
-    return of_table.astype(table.dtype), of_weights.astype(weights.dtype).reshape(*tokens, -1)
+    return of_table, of_weights.astype(weights.dtype).reshape(*tokens, -1)
 
-  whole, slots, vectors, kept, _ = _specs(cut)
+  whole, slots, vectors, kept, _ = _specs(cut, residuals[0])
   run = _map(cut, local, (whole, kept, kept, vectors), (whole, slots))
   of_table, of_weights = run(*residuals, g)
   return of_table, None, of_weights
@@ -118,10 +122,10 @@ def _dots_forward(cut, name, table, ids, vectors):
   def local(table, ids, vectors):
     tokens = ids.shape[:2]
     ids, vectors = cut.gather(flat(ids)), cut.spread(flat(vectors))
-    d = dot_bag(table, cut.own(ids, table.shape[0]), vectors, implementation=name)
+    d = dot_bag(flat(table), cut.own(ids, table.shape), vectors, implementation=name)
     return cut.scatter(d).reshape(*tokens, -1), ids, vectors
 
-  whole, slots, own, kept, spread = _specs(cut)
+  whole, slots, own, kept, spread = _specs(cut, table)
   run = _map(cut, local, (whole, slots, own), (slots, kept, spread))
   d, *gathered = run(table, ids, vectors)
   return d, (table, *gathered)
@@ -129,13 +133,13 @@ def _dots_forward(cut, name, table, ids, vectors):
 
 def _dots_backward(cut, name, residuals, g):
   def local(table, ids, vectors, g):
-    tokens, ids = g.shape[:2], cut.own(ids, table.shape[0])
+    tokens, ids = g.shape[:2], cut.own(ids, table.shape)
     g = cut.gather(flat(g))
-    of_vectors = cut.collect(embedding_bag(table, ids, g, implementation=name))
+    of_vectors = cut.collect(embedding_bag(flat(table), ids, g, implementation=name))
     of_table = _gradient(cut, table, ids, g, vectors)
-    return of_table.astype(table.dtype), of_vectors.astype(vectors.dtype).reshape(*tokens, -1)
+    return of_table, of_vectors.astype(vectors.dtype).reshape(*tokens, -1)
 
-  whole, slots, own, kept, spread = _specs(cut)
+  whole, slots, own, kept, spread = _specs(cut, residuals[0])
   run = _map(cut, local, (whole, kept, spread, slots), (whole, own))
   of_table, of_vectors = run(*residuals, g)
   return of_table, None, of_vectors
@@ -169,7 +173,7 @@ def search(
 
 def update_rows(
   cut: TableSharding, ids: jax.Array, weights: jax.Array, vectors: jax.Array, arrays: Any,
-  fn: Callable, carry: Any, **options,
+  fn: Callable, carry: Any, *, shape: Sequence[int], **options,
 ) -> tuple[Any, Any]:  # fmt: skip
   """`embedding_bag.update_rows` of a table that is cut: each device updates its own piece.
 
@@ -178,27 +182,33 @@ def update_rows(
 
   Args:
     ids, weights: `[B, T, b]`.   vectors: `[B, T, dv]`.
-    arrays: a pytree of `[N, dv]`, cut as the table is, and of `[N, ...]`, cut by rows.
+    arrays: a pytree of `[*L, N, dv]`, cut as the table is, and of `[*L, N, ...]`, cut by rows.
     fn: as there, on own rows and columns; `cut.sum_columns` completes a sum over dv.
     carry: a pytree of zeros to which `fn` adds sums over rows and columns.
+    shape: of the table, `[*L, N, dv]`.
     **options: as there.
 
   Returns: carry, summed over all pieces, and the arrays.
   """
-  dim, rows = vectors.shape[-1], jax.tree.leaves(arrays)[0].shape[0]
-  cut.check((rows, dim), *ids.shape[:2])
+  cut.check(shape, *ids.shape[:2])
+  lead = len(shape) - 1
 
   def local(ids, weights, vectors, arrays, carry):
     ids, weights = (cut.gather(flat(a), replicas=True) for a in (ids, weights))
     vectors = cut.spread(flat(vectors))
     if cut.replicas:
       vectors = flat(jax.lax.all_gather(vectors, cut.replicas))
-    mine = cut.own(ids, jax.tree.leaves(arrays)[0].shape[0])
-    carry, arrays = op.update_rows(mine, weights, vectors, arrays, fn, carry, **options)
-    return jax.tree.map(lambda a: psum(a, cut.rows + cut.columns), carry), arrays
+    piece = *shape[:-2], shape[-2] // cut.ways(cut.rows), vectors.shape[1]
+    stacked = jax.tree.map(lambda a: a.reshape(math.prod(piece[:-1]), *a.shape[lead:]), arrays)
+    mine = cut.own(ids, piece)
+    carry, new = op.update_rows(mine, weights, vectors, stacked, fn, carry, **options)
+    new = jax.tree.map(lambda a, b: b.reshape(a.shape), arrays, new)
+    return jax.tree.map(lambda a: psum(a, cut.rows + cut.columns), carry), new
 
-  pieces = jax.tree.map(lambda a: cut.table_spec(columns=a.shape[1:] == (dim,)), arrays)
-  same = jax.tree.map(lambda _: PartitionSpec(), carry)
+  def spec(a):
+    return cut.table_spec(columns=a.shape == tuple(shape), stack=lead - 1)
+
+  pieces, same = jax.tree.map(spec, arrays), jax.tree.map(lambda _: PartitionSpec(), carry)
   slots = cut.token_spec(None)
   run = _map(cut, local, (slots, slots, cut.vector_spec(), pieces, same), (same, pieces))
   return run(ids, weights, vectors, arrays, carry)

@@ -45,7 +45,7 @@ class TableSharding:
 
   Attributes:
     mesh: the devices.
-    rows, columns: mesh axes that cut a table `[N, dv]`.
+    rows, columns: mesh axes that cut a table `[N, dv]`, or one of stacked layers `[*L, N, dv]`.
     batch, time: mesh axes that cut tokens `[B, T, ...]`.
     heads: mesh axes that cut the heads of a search.
 
@@ -93,9 +93,10 @@ class TableSharding:
     """Into how many pieces mesh axes cut."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
-  def table_spec(self, columns: bool = True) -> PartitionSpec:
-    """Of a table `[N, dv]`; of `[N, ...]` beside it if not `columns`."""
-    return PartitionSpec(part(self.rows), *([part(self.columns)] if columns else []))
+  def table_spec(self, *, columns: bool = True, stack: int = 0) -> PartitionSpec:
+    """Of a table `[*L, N, dv]`, `stack` axes L; of `[*L, N, ...]` beside it if not `columns`."""
+    last = [part(self.columns)] if columns else []
+    return PartitionSpec(*[None] * stack, part(self.rows), *last)
 
   def vector_spec(self) -> PartitionSpec:
     """Of vectors `[B, T, dv]`: cut by columns where tokens are not cut with them."""
@@ -105,13 +106,13 @@ class TableSharding:
     """Of tokens `[B, T, ...]`."""
     return PartitionSpec(part(self.batch), part(self.time), *last)
 
-  def sharding(self, columns: bool = True) -> NamedSharding:
-    """Of a table `[N, dv]`; of `[N, ...]` beside it if not `columns`."""
-    return NamedSharding(self.mesh, self.table_spec(columns))
+  def sharding(self, *, columns: bool = True, stack: int = 0) -> NamedSharding:
+    """That of `table_spec`."""
+    return NamedSharding(self.mesh, self.table_spec(columns=columns, stack=stack))
 
   def check(self, table: Sequence[int], batch: int, time: int) -> None:
     """Raises ValueError unless a table of this shape and tokens `[B, T]` can be cut so."""
-    rows, dim = table
+    *_, rows, dim = table
     sizes = {"rows": (rows, self.rows), "value_dim": (dim, self.columns)}
     self.divide(**sizes, batch=(batch, self.batch), time=(time, self.time))
 
@@ -128,12 +129,16 @@ class TableSharding:
     """The sum over the devices that hold other columns of the same rows."""
     return psum(a, self.columns)
 
-  def own(self, ids: jax.Array, rows: int) -> jax.Array:
-    """Ids within this device's `rows` rows; `rows`, which is padding, for the others'."""
+  def own(self, ids: jax.Array, table: Sequence[int]) -> jax.Array:
+    """Ids within this device's piece `[*L, n, dv]` of a table, both seen as of L n rows; L n, which
+    is padding, for rows of others."""
     if not self.rows:
       return ids
-    ids = ids - jax.lax.axis_index(self.rows) * rows
-    return jnp.where((ids < 0) | (ids >= rows), rows, ids)
+    layers, rows = math.prod(table[:-2]), table[-2]
+    whole = rows * self.ways(self.rows)
+    row = ids % whole - jax.lax.axis_index(self.rows) * rows
+    mine = (row >= 0) & (row < rows) & (ids >= 0) & (ids < layers * whole)
+    return jnp.where(mine, ids // whole * rows + row, layers * rows)
 
   def gather(self, a: jax.Array, *, replicas: bool = False) -> jax.Array:
     """`[t, b]` of own tokens to `[group * t, b]`; of all groups too if `replicas`."""

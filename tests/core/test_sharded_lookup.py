@@ -177,27 +177,71 @@ def adagrad(sum_columns):
 
 
 @pytest.mark.parametrize(
-  "name", ["columns", "columns-tensor", "rows", "rows-tensor", "rows-time", "both", "both-half"]
-)
-def test_touched_rows_are_updated_where_they_lie(name):
-  cut = layout(name)
+  ("name", "layers"),
+  [
+    ("columns", 1), ("columns-tensor", 2), ("rows", 1), ("rows", 2), ("rows-tensor", 1),
+    ("rows-time", 1), ("both", 2), ("both-half", 1),
+  ],
+)  # fmt: skip
+def test_touched_rows_are_updated_where_they_lie(name, layers):
+  """Those of `layers` tables in a stack, whose rows are counted through."""
+  cut, shape = layout(name), (layers, ROWS // layers, DIM)
   arrays = {"table": TABLE, "sum": np.zeros(ROWS, np.float32)}
   flat = [a.reshape(-1, a.shape[-1]) for a in (IDS, WEIGHTS, GRADS[0])]
   alone = adagrad(lambda a: a)
   one = jax.jit(lambda *args: update_rows(*args, alone, jnp.float32(0), chunk=16))(*flat, arrays)
-  at = {"table": cut.sharding(), "sum": cut.sharding(columns=False)}
-  run = jax.jit(
-    lambda ids, weights, vectors, arrays: sharded.update_rows(
-      cut, ids, weights, vectors, arrays, adagrad(cut.sum_columns), jnp.float32(0), chunk=16
-    )
-  )
-  args = *spread(cut, IDS, WEIGHTS, GRADS[0]), jax.device_put(arrays, at)
-  many = run(*args)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
-  assert many[1]["sum"].sharding.is_equivalent_to(at["sum"], 1)
+  at = {"table": cut.sharding(stack=1), "sum": cut.sharding(columns=False, stack=1)}
+  stacked = {"table": TABLE.reshape(shape), "sum": np.zeros(shape[:2], np.float32)}
+
+  @jax.jit
+  def run(ids, weights, vectors, arrays):
+    fn, start = adagrad(cut.sum_columns), jnp.float32(0)
+    factors = ids, weights, vectors
+    return sharded.update_rows(cut, *factors, arrays, fn, start, shape=shape, chunk=16)
+
+  squares, many = run(*spread(cut, IDS, WEIGHTS, GRADS[0]), jax.device_put(stacked, at))
+  np.testing.assert_allclose(squares, one[0], rtol=1e-5)
+  for key, a in one[1].items():
+    assert many[key].sharding.is_equivalent_to(at[key], many[key].ndim)
+    np.testing.assert_allclose(many[key].reshape(a.shape), a, rtol=1e-5, atol=1e-5)
   untouched = np.setdiff1d(np.arange(ROWS), IDS)
-  np.testing.assert_array_equal(np.asarray(many[1]["table"])[untouched], TABLE[untouched])
+  table = np.asarray(many["table"]).reshape(ROWS, DIM)
+  np.testing.assert_array_equal(table[untouched], TABLE[untouched])
+
+
+def test_a_touched_row_update_moves_touches_only():
+  """Ids, weights and own columns of the vectors; nothing of the table's size."""
+  cut = layout("columns")
+  arrays = {"table": TABLE, "sum": np.zeros(ROWS, np.float32)}
+  at = {"table": cut.sharding(), "sum": cut.sharding(columns=False)}
+
+  def plain(carry, gradient, rows, live):
+    return carry, {**rows, "table": rows["table"] - gradient}
+
+  run = lambda *args: sharded.update_rows(cut, *args, plain, (), shape=TABLE.shape)  # noqa: E731
+  args = *spread(cut, IDS, WEIGHTS, GRADS[0]), jax.device_put(arrays, at)
+  moved = found(jax.jit(run).lower(*args).compile())
+  tokens = BATCH * TIME
+  slots, own = tokens * SLOTS * 4, tokens * DIM // 4 * 4
+  everyone = [("all-gather", own), ("all-gather", slots), ("all-gather", slots)]
+  assert moved == sorted([*everyone, ("all-to-all", tokens // 8 * DIM * 4)])
+
+
+@pytest.mark.parametrize("name", ["columns", "rows", "both-half"])
+def test_a_layer_of_stacked_tables_is_read_where_it_lies(name):
+  cut = layout(name)
+  stacked = jax.device_put(TABLE.reshape(2, ROWS // 2, DIM), cut.sharding(stack=1))
+  ids, weights, vectors, *grads = spread(cut, IDS, WEIGHTS, VECTORS, *GRADS)
+  args = stacked, ids, weights, vectors, tuple(grads)
+
+  @jax.jit
+  def run(table, ids, weights, vectors, grads):
+    y, back = jax.vjp(lambda *a: sharded.bag(cut, a[0], ids, a[1]), table, weights)
+    d, back_d = jax.vjp(lambda *a: sharded.dots(cut, a[0], ids, a[1]), table, vectors)
+    return (y, *back(grads[0])), (d, *back_d(grads[1]))
+
+  for one, many in zip(jax.tree.leaves(on_one_device()), jax.tree.leaves(run(*args)), strict=True):
+    np.testing.assert_allclose(many.reshape(one.shape), one, rtol=1e-5, atol=1e-5)
 
 
 # ---- models
