@@ -1,7 +1,7 @@
 """The contract and what it needs: states, modules, the side channel, shardings. Imports no
 family."""
 
-from memjax.core import channel, checks, lookup
+from memjax.core import channel, checks, late, lookup
 from memjax.core.memory import Context, Memory, bounded, clean, scan, segments
 from memjax.core.module import (
   BatchStat,
@@ -51,6 +51,7 @@ __all__ = [
   "detach",
   "flatten",
   "join",
+  "late",
   "leaf",
   "lookup",
   "param",
