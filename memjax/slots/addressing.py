@@ -5,8 +5,14 @@ the slots, not the few numbers in each, fill the vector lanes. Everything is flo
 non-negative and sum to 1.
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
+
+EPS = 1e-8  # beside the product of two lengths
+TINY = 1e-16  # beside a weight under a logarithm
 
 
 def norms(x: jax.Array, axis: int) -> jax.Array:
@@ -14,13 +20,13 @@ def norms(x: jax.Array, axis: int) -> jax.Array:
   return jnp.sqrt(jnp.sum(jnp.square(x), axis=axis) + 1e-12)
 
 
-def cosine(keys: jax.Array, memory: jax.Array, eps: float = 1e-8) -> jax.Array:
+def cosine(keys: jax.Array, memory: jax.Array, eps: float = EPS) -> jax.Array:
   """`k . M(i) / (|k| |M(i)| + eps)`: keys `[B, H, W]`, memory `[B, W, N]` -> `[B, H, N]`."""
   dots = jnp.einsum("bhw,bwn->bhn", keys, memory)
   return dots / (norms(keys, 2)[:, :, None] * norms(memory, 1)[:, None, :] + eps)
 
 
-def content(keys: jax.Array, strength: jax.Array, memory: jax.Array, eps: float = 1e-8):
+def content(keys: jax.Array, strength: jax.Array, memory: jax.Array, eps: float = EPS):
   """`softmax_i(strength * cos(k, M(i)))`, `[B, H, N]`.
 
   Args:
@@ -46,7 +52,7 @@ def shift(weights: jax.Array, kernel: jax.Array) -> jax.Array:
   return moved
 
 
-def sharpen(weights: jax.Array, gamma: jax.Array, eps: float = 1e-16) -> jax.Array:
+def sharpen(weights: jax.Array, gamma: jax.Array, eps: float = TINY) -> jax.Array:
   """`w^gamma / sum w^gamma`: weights `[B, H, N]`, gamma `[B, H]`.
 
   Computed in logarithms: powers of small weights would all underflow, and give 0 / 0.
@@ -56,7 +62,20 @@ def sharpen(weights: jax.Array, gamma: jax.Array, eps: float = 1e-16) -> jax.Arr
 
 def read(weights: jax.Array, memory: jax.Array) -> jax.Array:
   """`r_h = sum_i w_h(i) M(i)`: weights `[B, H, N]`, memory `[B, W, N]` -> `[B, H, W]`."""
-  return jnp.einsum("bhn,bwn->bhw", weights, memory)
+  return _read(weights, memory)
+
+
+def address(
+  keys: jax.Array, strength: jax.Array, gate: jax.Array, kernel: jax.Array, gamma: jax.Array,
+  memory: jax.Array, old: jax.Array,
+) -> jax.Array:  # fmt: skip
+  """`sharpen(shift(gate content + (1 - gate) old, kernel), gamma)`, `[B, H, N]`.
+
+  Args:
+    keys: `[B, H, W]`.   strength, gate, gamma: `[B, H]`.   kernel: `[B, H, 2S + 1]`.
+    memory: `[B, W, N]`.   old: the last addresses, `[B, H, N]`.
+  """
+  return _address(keys, strength, gate, kernel, gamma, memory, old)
 
 
 def erase_add(memory: jax.Array, weights: jax.Array, erase: jax.Array, add: jax.Array) -> jax.Array:
@@ -65,8 +84,132 @@ def erase_add(memory: jax.Array, weights: jax.Array, erase: jax.Array, add: jax.
   Args:
     memory: `[B, W, N]`.   weights: `[B, H, N]`.   erase, add: `[B, H, W]`, erase in [0, 1].
   """
-  for head in range(weights.shape[1]):
-    memory = memory * (1 - weights[:, head, None, :] * erase[:, head, :, None])
-  for head in range(weights.shape[1]):
-    memory = memory + weights[:, head, None, :] * add[:, head, :, None]
-  return memory
+  return _erase_add(memory, weights, erase, add)
+
+
+# Gradients, written out for loops over tokens: few passes over few stored arrays, outer products
+# that fuse with the sums around them. Reverse mode only. `dx` is the cotangent of `x`.
+
+
+def _total(x: jax.Array) -> jax.Array:
+  return jnp.sum(x, axis=-1)
+
+
+def _along_width(vectors: jax.Array, memory: jax.Array) -> jax.Array:
+  """`v_h . M(i)`: `[B, H, W]`, `[B, W, N]` -> `[B, H, N]`."""
+  return jnp.einsum("bhw,bwn->bhn", vectors, memory)
+
+
+def _along_slots(weights: jax.Array, memory: jax.Array) -> jax.Array:
+  """`sum_i w_h(i) M(i)`: `[B, H, N]`, `[B, W, N]` -> `[B, H, W]`."""
+  return jnp.einsum("bhn,bwn->bhw", weights, memory)
+
+
+def _outer(weights: jax.Array, vectors: jax.Array) -> jax.Array:
+  """`sum_h w_h(i) v_h`: `[B, H, N]`, `[B, H, W]` -> `[B, W, N]`; heads are few: no product."""
+  heads = range(weights.shape[1])
+  return sum((weights[:, h, None, :] * vectors[:, h, :, None] for h in heads), jnp.zeros(()))
+
+
+def _softmax_backward(out: jax.Array, dout: jax.Array) -> jax.Array:
+  return out * (dout - _total(out * dout)[..., None])
+
+
+_read = jax.custom_vjp(_along_slots)
+
+
+def _read_backward(saved, dreads):
+  weights, memory = saved
+  return _along_width(dreads, memory), _outer(weights, dreads)
+
+
+_read.defvjp(lambda weights, memory: (_read(weights, memory), (weights, memory)), _read_backward)
+
+
+@jax.custom_vjp
+def _address(*args):
+  return _address_forward(*args)[0]
+
+
+def _address_forward(keys, strength, gate, kernel, gamma, memory, old):
+  lengths = norms(keys, 2), norms(memory, 1)
+  scale = 1 / (lengths[0][:, :, None] * lengths[1][:, None, :] + EPS)
+  cos = _along_width(keys, memory) * scale
+  found = jax.nn.softmax(strength[:, :, None] * cos, axis=-1)
+  moved = shift(gate[:, :, None] * found + (1 - gate[:, :, None]) * old, kernel)
+  weights = sharpen(moved, gamma)
+  similar, placed = (keys, strength, memory, lengths, cos, found), (gate, kernel, old, found)
+  return weights, (similar, placed, (gamma, moved, weights))
+
+
+def _address_backward(saved, dweights):
+  similar, placed, sharpened = saved
+  dmoved, dgamma = _sharpen_backward(sharpened, dweights)
+  dfound, dgate, dkernel, dold = _place_backward(placed, dmoved)
+  dkeys, dstrength, dmemory = _content_backward(similar, dfound)
+  return dkeys, dstrength, dgate, dkernel, dgamma, dmemory, dold
+
+
+def _sharpen_backward(saved, dweights):
+  gamma, moved, weights = saved
+  moved, dlogits = moved + TINY, _softmax_backward(weights, dweights)
+  return dlogits * gamma[:, :, None] / moved, _total(dlogits * jnp.log(moved))
+
+
+def _place_backward(saved, dmoved):
+  gate, kernel, old, found = saved
+  gate = gate[:, :, None]
+  dmixed, dkernel = _shift_backward(gate * found + (1 - gate) * old, kernel, dmoved)
+  return gate * dmixed, _total(dmixed * (found - old)), dkernel, (1 - gate) * dmixed
+
+
+def _shift_backward(weights, kernel, dmoved):
+  slots, reach = weights.shape[-1], kernel.shape[-1] // 2
+  ring = jnp.concatenate([weights[..., slots - reach :], weights, weights[..., :reach]], axis=-1)
+  starts = range(2 * reach, -1, -1)
+  dkernel = [_total(dmoved * ring[..., i : i + slots]) for i in starts]
+  return shift(dmoved, kernel[..., ::-1]), jnp.stack(dkernel, axis=-1)
+
+
+def _content_backward(saved, dfound):
+  keys, strength, memory, (key, slot), cos, found = saved
+  dlogits = _softmax_backward(found, dfound)
+  dstrength, dcos = _total(dlogits * cos), dlogits * strength[:, :, None]
+  dproduct = dcos / (key[:, :, None] * slot[:, None, :] + EPS)
+  dscale = -dproduct * cos  # of the product of both lengths
+  dkey, dslot = _total(dscale * slot[:, None, :]), jnp.sum(dscale * key[:, :, None], axis=1)
+  dkeys = _along_slots(dproduct, memory) + keys * (dkey / key)[:, :, None]
+  return dkeys, dstrength, _outer(dproduct, keys) + memory * (dslot / slot)[:, None, :]
+
+
+_address.defvjp(_address_forward, _address_backward)
+
+
+@jax.custom_vjp
+def _erase_add(memory, weights, erase, add):
+  return _product(_kept(weights, erase), memory) + _outer(weights, add)
+
+
+def _kept(weights, erase):
+  """`1 - w_h(i) e_h`, `[B, W, N]` a head."""
+  heads = range(weights.shape[1])
+  return [1 - weights[:, h, None, :] * erase[:, h, :, None] for h in heads]
+
+
+def _product(factors, start):
+  return functools.reduce(operator.mul, factors, start)
+
+
+def _erase_add_backward(saved, dnew):
+  memory, weights, erase, add = saved
+  kept, dkept, dweights, derase = _kept(weights, erase), dnew * memory, [], []
+  for h in range(len(kept)):
+    dlost = -_product(kept[:h] + kept[h + 1 :], dkept)
+    dweights.append(_along_width(erase[:, h : h + 1], dlost))
+    derase.append(_along_slots(weights[:, h : h + 1], dlost))
+  dweights = jnp.concatenate(dweights, axis=1) + _along_width(add, dnew)
+  derase, dadd = jnp.concatenate(derase, axis=1), _along_slots(weights, dnew)
+  return _product(kept, dnew), dweights, derase, dadd
+
+
+_erase_add.defvjp(lambda *args: (_erase_add(*args), args), _erase_add_backward)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import as_state, checks, leaf, param
+from memjax.core import as_state, checks, late, leaf, param
 from memjax.core.layers import Linear
 
 
@@ -25,6 +25,11 @@ def _glorot(fan_in: int, fan_out: int):
   """Glorot-uniform over the whole input, of which a matrix may take only a part."""
   bound = (6 / (fan_in + fan_out)) ** 0.5
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _time_first(layer: Linear, x: jax.Array) -> jax.Array:
+  """`layer(x)`, float32, made in the order in which a loop takes it: its gradient copies less."""
+  return jnp.swapaxes(layer(jnp.swapaxes(x, 0, 1)), 0, 1).astype(jnp.float32)
 
 
 def _forget_bias(key, shape, dtype):
@@ -65,18 +70,20 @@ class LSTM(nnx.Module):
     rows = jnp.tile(start[:, :, None], (1, 1, batch, 1))
     return tuple(LSTMState(h=layer[0], c=layer[1]) for layer in rows)
 
-  def inputs(self, x: jax.Array) -> jax.Array:
-    """What tokens `x [B, T, D]` add to the first layer's gates: `[B, T, 4C]` float32."""
-    return self.inner[0](x).astype(jnp.float32)
+  def inputs(self, x: jax.Array) -> tuple[jax.Array, list]:
+    """What tokens `x [B, T, D]` add to the first gates, `[B, T, 4C]` float32; `late` factors."""
+    looped = [*self.recurrent, *self.inner[1:]]
+    return _time_first(self.inner[0], x), [late.factors(a, *x.shape[:2]) for a in looped]
 
-  def step(self, inputs: jax.Array, extra: jax.Array, state: tuple[LSTMState, ...]):
-    """One step: `inputs [B, 4C]`, `extra [B, E]`, states -> the last layer's h `[B, C]`, states."""
-    new, h = [], inputs  # h: of the layer below
+  def step(self, inputs, extra: jax.Array, state: tuple[LSTMState, ...]):
+    """One step: a token of `inputs`, `extra [B, E]`, states -> last layer's h `[B, C]`, states."""
+    (gates, factors), depth, new, h = inputs, len(state), [], extra  # h: of the layer below
     for layer, old in enumerate(state):
       if layer == 0:
-        gates = inputs + self.recurrent[0](jnp.concatenate([extra, old.h], axis=-1))
+        back = jnp.concatenate([extra, old.h], axis=-1)
       else:
-        gates = self.inner[layer](h) + self.recurrent[layer](old.h)
+        gates, back = late.product(self.inner[layer], h, factors[depth + layer - 1]), old.h
+      gates = gates + late.product(self.recurrent[layer], back, factors[layer])
       i, f, g, o = jnp.split(gates, 4, axis=-1)
       c = jax.nn.sigmoid(f) * old.c + jax.nn.sigmoid(i) * jnp.tanh(g)
       h = jax.nn.sigmoid(o) * jnp.tanh(c)
@@ -104,13 +111,15 @@ class MLP(nnx.Module):
   def init_state(self, batch: int) -> tuple[Any, ...]:
     return ()
 
-  def inputs(self, x: jax.Array) -> jax.Array:
-    """What tokens `x [B, T, D]` add before the first tanh: `[B, T, C]` float32."""
-    return self.inner(x).astype(jnp.float32)
+  def inputs(self, x: jax.Array) -> tuple[jax.Array, list]:
+    """What tokens `x [B, T, D]` add before the first tanh, `[B, T, C]` float32; `late` factors."""
+    looped = [self.fed_back, *self.upper]
+    return _time_first(self.inner, x), [late.factors(a, *x.shape[:2]) for a in looped]
 
-  def step(self, inputs: jax.Array, extra: jax.Array, state: tuple[Any, ...]):
-    """One step: `inputs [B, C]`, `extra [B, E]` -> h `[B, C]`, the empty state."""
-    h = jnp.tanh(inputs + self.fed_back(extra))
-    for layer in self.upper:
-      h = jnp.tanh(layer(h))
+  def step(self, inputs, extra: jax.Array, state: tuple[Any, ...]):
+    """One step: a token of `inputs`, `extra [B, E]` -> h `[B, C]`, the empty state."""
+    token, factors = inputs
+    h = jnp.tanh(token + late.product(self.fed_back, extra, factors[0]))
+    for layer, factor in zip(self.upper, factors[1:], strict=True):
+      h = jnp.tanh(late.product(layer, h, factor))
     return h, state

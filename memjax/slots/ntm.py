@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Fixed, Memory, Param, as_state, checks, clean, leaf, param, scan
+from memjax.core import Fixed, Memory, Param, as_state, checks, clean, late, leaf, param, scan
 from memjax.core.layers import Linear
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM, MLP
@@ -148,32 +148,29 @@ class NeuralTuringMachine(Memory):
 
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
-    inputs = self.controller.inputs(clean(x, valid))
+    inputs = self.controller.inputs(clean(x, valid)), late.factors(self.heads, *x.shape[:2])
     init = None if reset is None else _turn(self.init_state(x.shape[0]))
-    # Storing what a step's few products made and redoing the rest is over twice as fast on a CPU.
-    policy = jax.checkpoint_policies.dots_saveable
-    step = jax.checkpoint(self.step, policy=policy, prevent_cse=False)
-    features, state = scan(step, inputs, _turn(state), init=init, reset=reset, valid=valid)
+    features, state = scan(self.step, inputs, _turn(state), init=init, reset=reset, valid=valid)
     return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), _turn(state)
 
-  def step(self, inputs: jax.Array, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
+  def step(self, inputs, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
     """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
 
     Args:
-      inputs: `[B, ...]`, one token of `controller.inputs`.
+      inputs: one token of `controller.inputs`, and of the `late` factors of the heads.
     """
-    batch = inputs.shape[0]
-    h, controller = self.controller.step(inputs, state.reads.reshape(batch, -1), state.controller)
-    weights, erase, add = self.address(h, state)
+    (token, factors), batch = inputs, state.reads.shape[0]
+    h, controller = self.controller.step(token, state.reads.reshape(batch, -1), state.controller)
+    weights, erase, add = self.address(late.product(self.heads, h, factors), state)
     reading, writing = weights[:, : self.read_heads], weights[:, self.read_heads :]
     memory = addressing.erase_add(state.memory, writing, erase, add)
     reads = addressing.read(reading, state.memory if self.read_before_write else memory)
     features = jnp.concatenate([h, reads.reshape(batch, -1)], axis=-1)
     return features, NTMState(memory, reading, writing, reads, controller)
 
-  def address(self, h: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The heads at `h [B, C]`: weights `[B, H, N]` (reads first), erase and add `[B, Wr, W]`."""
-    p, parts, start = jax.lax.clamp(-CLIP, self.heads(h), CLIP), [], 0
+  def address(self, p: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The heads' numbers `p [B, P]` -> weights `[B, H, N]`, erase and add `[B, Wr, W]`."""
+    p, parts, start = jax.lax.clamp(-CLIP, p, CLIP), [], 0
     for heads, numbers in self._fields():
       end = start + heads * numbers
       parts.append(p[:, start:end].reshape(-1, heads, numbers))
@@ -181,8 +178,7 @@ class NeuralTuringMachine(Memory):
     key, strength, gate, shift, gamma, erase, add = parts
     squash = jnp.tanh if self.tanh else (lambda a: a)
     old = jnp.concatenate([state.read_weights, state.write_weights], axis=1)
-    strength, gate = jax.nn.softplus(strength[..., 0]), jax.nn.sigmoid(gate)
-    found = addressing.content(squash(key), strength, state.memory)
-    moved = addressing.shift(gate * found + (1 - gate) * old, jax.nn.softmax(shift, axis=-1))
-    weights = addressing.sharpen(moved, 1 + jax.nn.softplus(gamma[..., 0]))
-    return weights, jax.nn.sigmoid(erase), squash(add)
+    strength, gate = jax.nn.softplus(strength[..., 0]), jax.nn.sigmoid(gate[..., 0])
+    kernel, gamma = jax.nn.softmax(shift, axis=-1), 1 + jax.nn.softplus(gamma[..., 0])
+    now = squash(key), strength, gate, kernel, gamma
+    return addressing.address(*now, state.memory, old), jax.nn.sigmoid(erase), squash(add)

@@ -108,3 +108,45 @@ def test_read_is_the_weighted_sum():
   memory = jax.random.normal(KEY, (2, 4, 7))
   expected = np.einsum("bhn,bwn->bhw", weights(), memory)
   np.testing.assert_allclose(addressing.read(weights(), memory), expected, rtol=1e-5, atol=1e-6)
+
+
+def drawn(*shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def same_gradients(fn, plain, *args):
+  """Values and gradients of `fn` against what JAX makes of `plain`."""
+
+  def weighed(f):
+    return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(3 * f(*a))), range(len(args))))
+
+  chex.assert_trees_all_close(weighed(fn)(*args), weighed(plain)(*args), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("reach", [0, 2])
+def test_the_written_gradient_of_address_is_that_of_its_parts(reach):
+  def plain(keys, strength, gate, kernel, gamma, memory, old):
+    found = addressing.content(keys, strength, memory)
+    mixed = gate[..., None] * found + (1 - gate[..., None]) * old
+    return addressing.sharpen(addressing.shift(mixed, kernel), gamma)
+
+  keys, strength, gate, kernel, gamma, memory, old = drawn(
+    (2, 3, 4), (2, 3), (2, 3), (2, 3, 2 * reach + 1), (2, 3), (2, 4, 7), (2, 3, 7)
+  )
+  gate, kernel, old = jax.nn.sigmoid(gate), jax.nn.softmax(kernel), jax.nn.softmax(old)
+  args = keys, 3 * jnp.abs(strength), gate, kernel, 1 + jnp.abs(gamma), memory, old
+  same_gradients(addressing.address, plain, *args)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_written_gradients_of_read_and_erase_add_are_those_of_their_equations(heads):
+  def plain(memory, w, erase, add):
+    kept = jnp.prod(1 - w[:, :, None, :] * erase[..., None], axis=1)
+    return memory * kept + jnp.sum(w[:, :, None, :] * add[..., None], axis=1)
+
+  memory, w, erase, add = drawn((2, 4, 7), (2, heads, 7), (2, heads, 4), (2, heads, 4))
+  w, erase = jax.nn.softmax(w), jax.nn.sigmoid(erase)
+  same_gradients(addressing.erase_add, plain, memory, w, erase, add)
+  einsum = lambda w, memory: jnp.einsum("bhn,bwn->bhw", w, memory)  # noqa: E731
+  same_gradients(addressing.read, einsum, w, memory)
