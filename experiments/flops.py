@@ -37,12 +37,13 @@ _FREE = {
   "top_k",
   "expand_dims",
   "bitcast_convert_type",
+  "platform_index",
 }
 
 
 def count(fn, *args) -> float:
   """FLOPs of `fn(*args)` (arguments may be abstract). Loops count each trip; data movement and
-  sorting count nothing."""
+  sorting count nothing. A kernel of one platform counts as the form for all the others."""
   return _jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
@@ -57,6 +58,9 @@ def _equation(equation) -> float:
     for p in jax.tree.leaves(params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"))
   ]
   inner = [p for p in inner if hasattr(p, "eqns")]
+  platforms = params.get("branches_platforms")
+  if platforms:  # one computation in a form for each platform: its form for any
+    return _jaxpr(inner[platforms.index(None)])
   if name == "cond":
     return max((_jaxpr(p) for p in inner), default=0)
   if inner:
@@ -68,7 +72,7 @@ def _equation(equation) -> float:
     return (
       2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contract)
     )
-  if name in _FREE:
+  if name in _FREE or not equation.outvars:
     return 0
   sizes = [v.aval.size for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "size")]
   return (
