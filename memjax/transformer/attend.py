@@ -6,7 +6,7 @@ width of a head. Query t stands at key S - T + t.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def attend(q, k, v, mask=None, *, window: int | None = None, ahead: bool | None 
   shape, groups = q.shape, k.shape[2]
   q = jnp.moveaxis(q.reshape(*shape[:2], groups, shape[2] // groups, shape[3]), 1, 3)
   k, v = (jnp.swapaxes(a.astype(q.dtype), 1, 2) for a in (k, v))
-  y = _attend(window, ahead, q, k, v, mask)
+  y: Any = _attend(window, ahead, q, k, v, mask)
   return jnp.moveaxis(y, 3, 1).reshape(shape)
 
 
