@@ -51,6 +51,9 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = optimizer = config_dict.ConfigDict()
   optimizer.learning_rate = 3e-3
   optimizer.table_learning_rate = 3e-2  # memory values
+  # dense | by the rows that a step touches: lazy | lazy_catch_up | rowwise_adam | rowwise_adagrad |
+  # sgd | auto: lazy where tables have at least as many rows as a step reads, else dense
+  optimizer.tables = "auto"
   optimizer.weight_decay = 0.1
   optimizer.b1 = 0.9
   optimizer.b2 = 0.95

@@ -45,6 +45,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = optimizer = config_dict.ConfigDict()
   optimizer.learning_rate = 3e-3
   optimizer.table_learning_rate = 3e-3  # there are no tables
+  optimizer.tables = "dense"
   optimizer.weight_decay = 0.1
   optimizer.b1 = 0.9
   optimizer.b2 = 0.95

@@ -44,11 +44,18 @@ from memjax.training.evaluation import evaluate, make_eval_step
 from memjax.training.language import language_model_loss
 from memjax.training.loop import FitResult, StopOnSignal, TrainingDiverged, fit
 from memjax.training.losses import bits_per_byte, bits_per_token, next_token_loss
-from memjax.training.optimizer import decayed_names, make_optimizer, table_names, warmup_decay
+from memjax.training.optimizer import (
+  TABLES,
+  decayed_names,
+  make_optimizer,
+  table_names,
+  warmup_decay,
+)
 from memjax.training.step import LossOutput, TrainState, init_train_state, make_train_step
 from memjax.training.workdir import ConfigMismatch, check_config
 
 __all__ = [
+  "TABLES",
   "CheckpointError",
   "Checkpoints",
   "ConfigMismatch",

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from experiments import models, runs
+from experiments.configs import text as recipe
 from experiments.metrics import MetricsWriter, read
 from tests.experiments.conftest import ROOT, TINY, command, run, train_command
 
@@ -92,6 +95,7 @@ def test_generate_and_evaluate(finished, tmp_path):
     ({"model__heads": 3}, "heads=3 does not divide dim=16"),
     ({"model__memory_top_k": 64}, "top_k=64 exceeds keys=8"),
     ({"model__memory_layers": "(7,)"}, r"[7]"),
+    ({"optimizer__tables": "sparse"}, "is not one of auto, dense, lazy, lazy_catch_up"),
     ({"data__path": "/nowhere/*.txt"}, "/nowhere/*.txt"),
   ],
 )
@@ -99,6 +103,24 @@ def test_mistakes_are_one_line(tmp_path, text, fields, message):
   done = run(train_command(tmp_path / "run", text, **fields), expect=2)
   assert message in done.stderr and "Traceback" not in done.stderr
   assert len(done.stderr.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+  ("memory", "keys", "choice", "used"),
+  [
+    ("memory_plus", 128, "auto", "dense"),  # the recipe as it is
+    ("memory_plus", 256, "auto", "lazy"),  # 2^16 rows, 2^16 reads
+    ("product_keys", 255, "auto", "dense"),
+    ("memory_plus", 512, "dense", "dense"),
+    ("memory_plus", 128, "rowwise_adam", "rowwise_adam"),
+    ("none", 512, "auto", "dense"),
+  ],
+)
+def test_large_tables_train_by_the_rows_that_a_step_touches(memory, keys, choice, used):
+  config = recipe.get_config()
+  config.model.memory_keys, config.optimizer.tables = keys, choice
+  model = jax.eval_shape(lambda: models.build(config.model, 256, memory=memory, seed=0))
+  assert runs.tables_choice(config, model) == used
 
 
 def test_a_folder_of_another_configuration_is_refused(finished, text):
