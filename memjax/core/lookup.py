@@ -105,14 +105,12 @@ def place(ids: jax.Array, shape: Sequence[int], layers: Sequence[jax.Array]) -> 
 
 
 def _placed(table: jax.Array, ids: jax.Array, label: str, sharding: TableSharding | None):
-  """The table `[N, dv]` to read, and the ids in it."""
+  """The table to read, `[N, dv]`, or as it lies on a mesh; and the ids in it."""
   channel.refuse_if_muted(TOUCH + label)
   if table.ndim <= 2:
     return table, ids
-  layers = channel.indices()[: table.ndim - 2]
-  if sharding is not None:
-    return table[layers], ids
-  return table.reshape(-1, table.shape[-1]), place(ids, table.shape, layers)
+  rows = place(ids, table.shape, channel.indices()[: table.ndim - 2])
+  return (table.reshape(-1, table.shape[-1]) if sharding is None else table), rows
 
 
 def _tapped(y: jax.Array, label: str, read: dict) -> jax.Array:

@@ -146,6 +146,21 @@ def table_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | 
   return TableSharding(mesh, rows=rows, columns=columns, batch=batch, time=time, heads=heads)
 
 
+def shardings_of(tree):
+  """Where the arrays of a pytree lie: a `NamedSharding` each, None for one that is on no mesh."""
+
+  def where(a):
+    return a.sharding if isinstance(a.sharding, NamedSharding) else None
+
+  return jax.tree.map(where, tree)
+
+
+def sharding_of_tables(model) -> TableSharding | None:
+  """What `with_tables` has told the model's lookups."""
+  told = (getattr(module, "table_sharding", None) for module in submodules(model))
+  return next((sharding for sharding in told if sharding is not None), None)
+
+
 def with_tables(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
   """The model, with lookups that know how its tables lie; arrays stay where they are."""
   if not any("table_sharding" in vars(module) for module in submodules(model)):

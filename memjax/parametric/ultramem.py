@@ -70,7 +70,7 @@ class UltraMem(Memory):
       near = f"{root**2} or {(root + 1) ** 2}"
       raise ValueError(f"expansion={expansion} must be the square of an integer: {near}")
     self.dim, self.rows, self.channels, self.expansion = dim, keys * keys, channels, expansion
-    self.implementation = implementation
+    self.implementation, self.table_sharding = implementation, None
     make = {"param_dtype": param_dtype, "rngs": rngs}
     self.search = TuckerKeys(
       dim,
@@ -128,6 +128,7 @@ class UltraMem(Memory):
       ids.reshape(batch, length * bags, bag),
       weights.reshape(batch, length * bags, bag),
       label="table",
+      sharding=self.table_sharding,
       implementation=self.implementation,
     )
     return y.reshape(batch, length, -1)

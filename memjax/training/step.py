@@ -99,7 +99,8 @@ def init_train_state(
 
 
 def make_train_step(
-  loss_fn: LossFn, optimizer: Optimizer, *, accumulate: int = 1, momentum: float = 0.1
+  loss_fn: LossFn, optimizer: Optimizer, *, accumulate: int = 1, momentum: float = 0.1,
+  shardings: Any = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:  # fmt: skip
   """The jitted `(state, batch) -> (state, metrics)`; the given state is donated.
 
@@ -114,6 +115,8 @@ def make_train_step(
     accumulate: the batch is cut by rows into so many parts, whose gradients are summed: those of
       the whole batch, in less memory. It divides the rows of the batch and of the memory state.
     momentum: share of the new batch in the running batch statistics.
+    shardings: of the state, from `core.sharding.shardings_of(state)`: all of it then stays where it
+      is. None leaves this to the compiler, which on a mesh may move arrays, once.
 
   Metrics (device scalars): `loss` (total / count), `count`, `grad_norm`, `finite`, `skipped`,
   `streak`, and the loss function's own.
@@ -140,7 +143,8 @@ def make_train_step(
       state.step + 1, params, rest, opt_state, memory, state.key, skipped, streak
     ), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  out = None if shardings is None else (shardings, None)
+  return jax.jit(train_step, donate_argnums=0, out_shardings=out)
 
 
 def _any_nan(tree) -> jax.Array:

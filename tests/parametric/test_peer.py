@@ -136,7 +136,7 @@ def test_both_tables_tap_what_they_read():
   memory, x = make(), activations()
   _, emitted = call(memory, x)
   assert {name: sorted(read) for name, read in emitted.items() if name.startswith("touch:")} == {
-    "touch:down": ["ids", "vectors"], "touch:up": ["ids", "weights"],
+    "touch:down": ["ids", "layers", "vectors"], "touch:up": ["ids", "layers", "weights"],
   }  # fmt: skip
 
 

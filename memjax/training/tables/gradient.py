@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from memjax.core import channel
 from memjax.core.module import hold, join
+from memjax.core.sharding import sharding_of_tables
 from memjax.training.tables.touches import gather, is_touch, owner
 
 
@@ -51,6 +52,7 @@ def value_and_grad(loss_fn: Callable, tables: Collection[str] = ()) -> Callable:
 
     run = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
     (total, (out, emitted)), (grads, taps) = run(moving, {tap: zeros[tap] for tap in owners})
-    return (total, out), {**grads, **gather(held, owners, emitted, taps)}
+    sharding = sharding_of_tables(join(params, rest))
+    return (total, out), {**grads, **gather(held, owners, emitted, taps, sharding)}
 
   return gradient

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from memjax.training.tables.rounding import round_to
-from memjax.training.tables.rules import Rule, adagrad, adam, plain
+from memjax.training.tables.rules import Rule, adagrad, adam, beside, plain
 from memjax.training.tables.touches import Touches, live_squares
-from pallas_kernels.embedding_bag import update_rows
 
 Rate = float | optax.Schedule
 Arrays = Mapping[str, jax.Array]
@@ -166,9 +165,9 @@ def _optimizer(rule: Rule, options: _Options) -> TableOptimizer:
 def _rows(rule: Rule, options: _Options, table: jax.Array) -> dict[str, jax.Array]:
   rows = rule.init(table)
   if options.catch_up:
-    rows["last"] = jnp.zeros(table.shape[:-1], jnp.int32)
+    rows["last"] = beside(table, 0, dtype=jnp.int32)
     if options.weight_decay:
-      rows["decay"] = jnp.zeros((*table.shape[:-1], 2), jnp.float32)
+      rows["decay"] = beside(table, 0, 2)
   return rows
 
 
@@ -201,9 +200,9 @@ def _key(options: _Options, table: jax.Array, key, number: int):
 def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, key):
   """The sum of squares of a table's merged gradient, and its arrays after the update."""
   shapes = {name: a.shape for name, a in arrays.items()}
-  lead = arrays["table"].ndim - 2
-  flat = {n: a.reshape(touched.rows, *a.shape[lead + 1 :]) for n, a in arrays.items()}
-  dtype = arrays["table"].dtype
+  lead, dtype = arrays["table"].ndim - 2, arrays["table"].dtype
+  if touched.sharding is None:
+    arrays = {n: a.reshape(touched.rows, *a.shape[lead + 1 :]) for n, a in arrays.items()}
 
   def update(carry, gradient, old, live):
     squares, chunk = carry
@@ -212,15 +211,15 @@ def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, ke
     table = rows.pop("table").astype(jnp.float32)
     if options.catch_up:
       table, rows = _catch_up(rule, options, step, table, rows)
-    direction, new = rule.direction(step.factor * gradient, rows, step.count)
+    gradient = step.factor * gradient
+    direction, new = rule.direction(gradient, rows, step.count, touched.row_mean)
     table = table - step.rate * (direction + options.weight_decay * table)
-    own = None if key is None else jax.random.fold_in(key, chunk)
+    own = None if key is None else jax.random.fold_in(touched.own_key(key), chunk)
     return (squares, chunk + 1), {**rows, **new, "table": round_to(dtype, table, own)}
 
   start = jnp.float32(0), jnp.int32(0)
-  factors = touched.ids, touched.weights, touched.vectors
-  (squares, _), flat = update_rows(*factors, flat, update, start)
-  return squares, {name: a.reshape(shapes[name]) for name, a in flat.items()}
+  (squares, _), arrays = touched.update(arrays, update, start)
+  return squares, {name: a.reshape(shapes[name]) for name, a in arrays.items()}
 
 
 def _catch_up(rule: Rule, options: _Options, step: _Step, table: jax.Array, rows: dict[str, Any]):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from memjax.core import checks
 
@@ -16,12 +18,13 @@ class Rule(NamedTuple):
 
   Attributes:
     init: `table [*L, N, dv] -> {name: [*L, N, ...]}` float32.
-    direction: `(gradient [R, dv], rows, count) -> (direction [R, dv], rows)`.
+    direction: `(gradient [R, dv], rows, count, mean) -> (direction [R, dv], rows)`, where `mean`
+      takes `[R, dv]` to the means of whole rows `[R]`: a device may hold a part of the columns.
     idle: `(rows, gap [R]) -> rows` after so many steps without a gradient.
   """
 
   init: Callable[[jax.Array], Rows]
-  direction: Callable[[jax.Array, Rows, jax.Array], tuple[jax.Array, Rows]]
+  direction: Callable[[jax.Array, Rows, jax.Array, Callable], tuple[jax.Array, Rows]]
   idle: Callable[[Rows, jax.Array], Rows]
 
 
@@ -30,18 +33,27 @@ def _per_row(rows: jax.Array, width: int) -> jax.Array:
   return jnp.broadcast_to(rows.reshape(rows.shape[0], -1), (rows.shape[0], width))
 
 
+def beside(table: jax.Array, value: float, *last: int, dtype=jnp.float32) -> jax.Array:
+  """An array `[*L, N, *last]` for the rows of a table `[*L, N, dv]`, on the devices of each row."""
+  shape, sharding = (*table.shape[:-1], *last), None
+  if not isinstance(table, Tracer) and isinstance(table.sharding, NamedSharding):
+    spec = PartitionSpec(*table.sharding.spec[: table.ndim - 1])
+    sharding = NamedSharding(table.sharding.mesh, spec)
+  return jnp.full(shape, value, dtype, device=sharding)
+
+
 def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
   """See `optimizers.lazy_adam`; `by_row`: one v a row."""
   checks.fraction(b1=b1, b2=b2)
 
   def init(table):
     first = {"m": jnp.zeros_like(table, jnp.float32)} if b1 else {}
-    second = jnp.zeros(table.shape[:-1]) if by_row else jnp.zeros_like(table, jnp.float32)
+    second = beside(table, 0) if by_row else jnp.zeros_like(table, jnp.float32)
     return {**first, "v": second}
 
-  def direction(gradient, rows, count):
+  def direction(gradient, rows, count, mean):
     square = jnp.square(gradient)
-    square = jnp.mean(square, axis=-1) if by_row else square
+    square = mean(square) if by_row else square
     new = {"v": b2 * rows["v"] + (1 - b2) * square}
     if b1:
       new["m"] = b1 * rows["m"] + (1 - b1) * gradient
@@ -62,17 +74,17 @@ def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
 def adagrad(initial: float, eps: float) -> Rule:
   """See `optimizers.rowwise_adagrad`."""
 
-  def direction(gradient, rows, count):
-    total = rows["sum"] + jnp.mean(jnp.square(gradient), axis=-1)
+  def direction(gradient, rows, count, mean):
+    total = rows["sum"] + mean(jnp.square(gradient))
     scale = jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
     return gradient * _per_row(scale, gradient.shape[1]), {"sum": total}
 
-  init = lambda table: {"sum": jnp.full(table.shape[:-1], initial, jnp.float32)}  # noqa: E731
+  init = lambda table: {"sum": beside(table, initial)}  # noqa: E731
   return Rule(init, direction, lambda rows, gap: rows)
 
 
 def plain() -> Rule:
   """The gradient itself."""
   return Rule(
-    lambda table: {}, lambda gradient, rows, count: (gradient, {}), lambda rows, gap: rows
+    lambda table: {}, lambda gradient, rows, count, mean: (gradient, {}), lambda rows, gap: rows
   )

@@ -3,14 +3,16 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from memjax.core import sharded
 from memjax.core.lookup import SHARED, TOUCH, place
 from memjax.core.module import layer_keys
+from memjax.core.table_sharding import TableSharding, flat
 from pallas_kernels.embedding_bag import TouchedRows, touched_rows, update_rows
 
 
@@ -27,16 +29,21 @@ class Touches:
     ids: `[R, b]` int32; `rows` is padding.
     weights: `[R, b]` float.   vectors: `[R, dv]` float.
     rows: static, L N.
+    sharding: static; how the table lies on a mesh. Then the factors are `[B, R, b]`, `[B, R, dv]`:
+      tokens stay where they are.
+    shape: static; `[*L, N, dv]` of a table on a mesh.
   """
 
   ids: jax.Array
   weights: jax.Array
   vectors: jax.Array
   rows: int = dataclasses.field(metadata={"static": True})
+  sharding: TableSharding | None = dataclasses.field(default=None, metadata={"static": True})
+  shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
   def merged(self) -> TouchedRows:
     """The touched rows, equal ids summed, all in memory at once: to look at, not to train."""
-    return touched_rows(self.ids, self.weights, self.vectors, self.rows)
+    return touched_rows(flat(self.ids), flat(self.weights), flat(self.vectors), self.rows)
 
   def scaled(self, factor: jax.Array) -> "Touches":
     """The gradient times `factor`."""
@@ -48,8 +55,28 @@ class Touches:
 
   def unstacked(self) -> "Touches":
     """One gradient of microbatches on a leading axis."""
-    flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
-    return Touches(flat(self.ids), flat(self.weights), flat(self.vectors), self.rows)
+    whole = flat if self.sharding is None else _by_row
+    return dataclasses.replace(
+      self, ids=whole(self.ids), weights=whole(self.weights), vectors=whole(self.vectors)
+    )
+
+  def update(self, arrays: Any, fn: Callable, carry: Any) -> tuple[Any, Any]:
+    """`update_rows` of a pytree of `[L N, ...]`; on a mesh of `[*L, N, ...]`, a device its own."""
+    factors = self.ids, self.weights, self.vectors
+    if self.sharding is None:
+      return update_rows(*factors, arrays, fn, carry)
+    return sharded.update_rows(self.sharding, *factors, arrays, fn, carry, shape=self.shape)
+
+  def row_mean(self, a: jax.Array) -> jax.Array:
+    """Inside of `update`: means over dv, `[R, dv]` to `[R]`."""
+    if self.sharding is None:
+      return jnp.mean(a, axis=-1)
+    return self.sharding.sum_columns(jnp.sum(a, axis=-1)) / self.shape[-1]
+
+  def own_key(self, key: jax.Array) -> jax.Array:
+    """Inside of `update`: a key for this device's piece of the table."""
+    cut = () if self.sharding is None else self.sharding.rows + self.sharding.columns
+    return jax.random.fold_in(key, jax.lax.axis_index(cut)) if cut else key
 
   def squared_norm(self) -> jax.Array:
     """Of the gradient, equal ids summed first; as costly as an update."""
@@ -57,9 +84,8 @@ class Touches:
     def add(total, gradient, rows, live):
       return total + live_squares(gradient, live), rows
 
-    nothing = jnp.zeros((self.rows, 0))  # no bytes: says how many rows there are
-    factors = self.ids, self.weights, self.vectors
-    return update_rows(*factors, nothing, add, jnp.float32(0))[0]
+    nothing = jnp.zeros((*(self.shape[:-1] or (self.rows,)), 0))  # no bytes: has so many rows
+    return self.update(nothing, add, jnp.float32(0))[0]
 
   def bound(self) -> jax.Array:
     """At least the gradient's norm, from the factors alone: finite only where that is."""
@@ -113,35 +139,48 @@ def is_touch(key: str) -> bool:
 
 def gather(
   tables: Mapping[str, jax.Array], owners: Mapping[str, str], emitted: Mapping[str, Any],
-  taps: Mapping[str, jax.Array],
+  taps: Mapping[str, jax.Array], sharding: TableSharding | None = None,
 ) -> dict[str, Touches]:  # fmt: skip
   """One `Touches` for every table that was read.
 
   Args:
     tables: `[*L, N, dv]` by name.   owners: the table of each lookup.
     emitted, taps: what each lookup emitted, and its tap's gradient.
+    sharding: how the tables lie on a mesh.
   """
   found: dict[str, list[Touches]] = {}
   for key, name in owners.items():
-    found.setdefault(name, []).append(_touches(tables[name], emitted[key], taps[key]))
+    touched = _touches(tables[name], emitted[key], taps[key], sharding)
+    found.setdefault(name, []).append(touched)
   return {name: _concatenate(parts) for name, parts in found.items()}
 
 
-def _touches(table: jax.Array, read: Mapping[str, Any], tap: jax.Array) -> Touches:
+def _by_row(a: jax.Array) -> jax.Array:
+  """`[*S, B, T, n]` as `[B, T S, n]`: neither B nor T is cut otherwise."""
+  lead = a.ndim - 3
+  a = a.transpose(lead, lead + 1, *range(lead), lead + 2)
+  return a.reshape(a.shape[0], -1, a.shape[-1])
+
+
+def _touches(table: jax.Array, read: Mapping[str, Any], tap: jax.Array, sharding) -> Touches:
   ids = place(read["ids"], table.shape, read["layers"]).astype(jnp.int32)
   weights, vectors = read.get("weights", tap), read.get("vectors", tap)
-  return Touches(ids, weights, vectors, math.prod(table.shape[:-1])).unstacked()
+  rows, shape = math.prod(table.shape[:-1]), () if sharding is None else table.shape
+  return Touches(ids, weights, vectors, rows, sharding, shape).unstacked()
 
 
 def _concatenate(parts: list[Touches]) -> Touches:
-  rows, widest = parts[0].rows, max(part.ids.shape[-1] for part in parts)
+  first = parts[0]
 
-  def widen(a, value):
-    return jnp.pad(a, ((0, 0), (0, widest - a.shape[-1])), constant_values=value)
+  def joined(arrays, padding):
+    width = max(a.shape[-1] for a in arrays)
+    pad = lambda a: [(0, 0)] * (a.ndim - 1) + [(0, width - a.shape[-1])]  # noqa: E731
+    wide = [jnp.pad(a, pad(a), constant_values=padding) for a in arrays]
+    return jnp.concatenate(wide, axis=-2)
 
-  return Touches(
-    jnp.concatenate([widen(part.ids, rows) for part in parts]),
-    jnp.concatenate([widen(part.weights, 0) for part in parts]),
-    jnp.concatenate([part.vectors for part in parts]),
-    rows,
+  return dataclasses.replace(
+    first,
+    ids=joined([part.ids for part in parts], first.rows),
+    weights=joined([part.weights for part in parts], 0),
+    vectors=joined([part.vectors for part in parts], 0),
   )
