@@ -77,8 +77,9 @@ def _gradient(name, ids, weights, vectors, values) -> jax.Array:
 
 def _name(implementation: Implementation):
   """Hashable, as a static argument of a custom gradient must be."""
-  listed = implementation is not None and not isinstance(implementation, str)
-  return tuple(implementation) if listed else implementation
+  if implementation is None or isinstance(implementation, str):
+    return implementation
+  return tuple(implementation)
 
 
 def _check(values, ids, name, array, shape) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-CHUNK = 2048  # reads in a chunk of `update_rows`
+CHUNK = 2048  # reads in a chunk: what a row needs then stays in a CPU's cache
+
+PUT = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +38,7 @@ class TouchedRows:
   def dense(self, rows: int) -> jax.Array:
     """The gradient `[N, dv]`."""
     table = jnp.zeros((rows, self.rows.shape[1]), self.rows.dtype)
-    options = {"mode": "drop", "indices_are_sorted": True, "unique_indices": True}
-    return table.at[self.ids].set(self.rows, **options)
+    return table.at[self.ids].set(self.rows, **PUT)
 
 
 @jax.tree_util.register_dataclass
@@ -60,38 +61,53 @@ def sort_reads(ids: jax.Array, rows: int) -> Reads:
   """The reads `ids [T, b]` of a table of N = `rows` rows, sorted; ids outside of it are padding."""
   flat = ids.reshape(-1).astype(jnp.int32)
   flat = jnp.where((flat < 0) | (flat > rows), rows, flat)
-  position = jnp.arange(flat.size, dtype=jnp.int32)
-  row, order = jax.lax.sort((flat, position), num_keys=1, is_stable=True)
+  order = _order(flat, rows)
+  row = flat.at[order].get(mode="promise_in_bounds", unique_indices=True)
   new = jnp.concatenate([jnp.zeros(1, jnp.int32), (row[1:] != row[:-1]).astype(jnp.int32)])
   return Reads(row, order, jnp.cumsum(new[: flat.size], dtype=jnp.int32))
 
 
-def touched_rows(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int) -> TouchedRows:
+def _order(flat: jax.Array, largest: int) -> jax.Array:
+  """A stable `argsort` of integers in 0..largest, digit by digit.
+
+  A digit and a position share 32 bits: XLA's CPU sorts one array of plain integers six times as
+  fast as a pair of arrays.
+  """
+  position = jnp.arange(flat.size, dtype=jnp.uint32)
+  bits = max(1, (flat.size - 1).bit_length())
+  if bits > 24:  # too many digits
+    return jax.lax.sort((flat, position), num_keys=1, is_stable=True)[1].astype(jnp.int32)
+  low, order = jnp.uint32((1 << bits) - 1), position
+  for shift in range(0, largest.bit_length(), 32 - bits):
+    digit = flat.astype(jnp.uint32)[order] if shift else flat.astype(jnp.uint32)
+    key = ((digit >> shift) << bits) | position  # higher digits are pushed out at the top
+    order = order.at[jax.lax.sort(key) & low].get(mode="promise_in_bounds", unique_indices=True)
+  return order.astype(jnp.int32)
+
+
+def touched_rows(
+  ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int, *, chunk: int = CHUNK
+) -> TouchedRows:
   """The gradient of a table as touched rows: `dV[r] = sum of weights[t, j] vectors[t]`.
 
   Args:
     ids: `[T, b]` integer; N = `rows` is padding.
     weights: `[T, b]` float.   vectors: `[T, dv]` float.   rows: N.
+    chunk: reads that are summed at once.
 
   Returns:
     U = min(N, T b) rows, summed in float32 in the order of the reads: bit for bit repeatable.
   """
   size = min(rows, ids.size)
-  reads = sort_reads(ids, rows)
-  real = reads.row < rows
-  each = _each(reads.order, weights, vectors)
-  rank = jnp.where(real, reads.rank, size)
-  options = {"mode": "drop", "indices_are_sorted": True}
-  summed = jnp.zeros((size, vectors.shape[1]), jnp.float32).at[rank].add(each, **options)
-  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[rank].set(reads.row, **options)
+  found = rows + jnp.arange(size, dtype=jnp.int32)
+  summed = jnp.zeros((size, vectors.shape[1]), jnp.float32)
+
+  def write(arrays, row, rank, gradient, live):
+    at = jnp.where(live, rank, size + jnp.arange(rank.size))
+    return jax.tree.map(lambda a, b: a.at[at].set(b, **PUT), arrays, (row, gradient))
+
+  found, summed = _visit(ids, weights, vectors, rows, chunk, write, (found, summed))
   return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))
-
-
-def _each(order, weights, vectors) -> jax.Array:
-  """What each read adds to its row, `[reads, dv]` float32."""
-  weight = weights.reshape(-1).at[order].get(mode="promise_in_bounds").astype(jnp.float32)
-  vector = vectors.at[order // weights.shape[1]].get(mode="promise_in_bounds")
-  return weight[:, None] * vector.astype(jnp.float32)
 
 
 def update_rows(
@@ -112,9 +128,35 @@ def update_rows(
   Returns:
     carry, and the arrays with their touched rows replaced.
   """
-  if ids.size == 0:
-    return carry, arrays
   rows = jax.tree.leaves(arrays)[0].shape[0]
+
+  def visit(loop, row, rank, gradient, live):
+    carry, arrays = loop
+    at = jnp.minimum(row, rows - 1)
+    old = jax.tree.map(lambda a: a.at[at].get(mode="promise_in_bounds"), arrays)
+    carry, new = fn(carry, gradient, old, live)
+    put = lambda a, b: a.at[row].set(b.astype(a.dtype), **PUT)  # noqa: E731
+    return carry, jax.tree.map(put, arrays, new)
+
+  return _visit(ids, weights, vectors, rows, chunk, visit, (carry, arrays))
+
+
+def _each(order, weights, vectors) -> jax.Array:
+  """What each read adds to its row, `[reads, dv]` float32."""
+  weight = weights.reshape(-1).at[order].get(mode="promise_in_bounds").astype(jnp.float32)
+  vector = vectors.at[order // weights.shape[1]].get(mode="promise_in_bounds")
+  return weight[:, None] * vector.astype(jnp.float32)
+
+
+def _visit(ids, weights, vectors, rows: int, chunk: int, fn: Callable, carry: Any) -> Any:
+  """Hands each touched row to `fn` once, complete, in ascending order, about a chunk at a time.
+
+  Args:
+    fn: `(carry, row [R], rank [R], gradient [R, dv], live [R]) -> carry`; where `live` is false,
+      rows are N and more, ascending, for a scatter to drop.
+  """
+  if ids.size == 0:
+    return carry
   chunk = min(chunk, ids.size)
   reads = sort_reads(ids, rows)
   # One read of padding at least: the row of the last read of a chunk waits for the next chunk.
@@ -124,25 +166,20 @@ def update_rows(
   row, rank = pad(reads.row, jnp.int32(rows)), pad(reads.rank, last)
   order = pad(reads.order, jnp.int32(0))
   slots = jnp.arange(chunk + 1, dtype=jnp.int32)
+  sums = {"mode": "promise_in_bounds", "indices_are_sorted": True}
 
   def body(loop, reads):
-    carry, arrays, begun = loop
+    carry, begun = loop
     row, order, rank = reads
     local = rank - begun["rank"]  # slot 0: the row that the chunk before left open
     each = jnp.where((row < rows)[:, None], _each(order, weights, vectors), 0)
     summed = jnp.zeros((chunk + 1, vectors.shape[1]), jnp.float32).at[0].set(begun["sum"])
-    summed = summed.at[local].add(each, mode="promise_in_bounds", indices_are_sorted=True)
-    found = (rows + slots).at[0].set(begun["row"])
-    found = found.at[local].set(row, mode="promise_in_bounds", indices_are_sorted=True)
+    summed = summed.at[local].add(each, **sums)
+    found = (rows + slots).at[0].set(begun["row"]).at[local].set(row, **sums)
     end = local[-1]
     live = (slots < end) & (found < rows)
-    found = jnp.where(live, found, rows + slots)
-    old = jax.tree.map(lambda a: a.at[jnp.minimum(found, rows - 1)].get(mode="clip"), arrays)
-    carry, new = fn(carry, summed, old, live)
-    put = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
-    arrays = jax.tree.map(lambda a, b: a.at[found].set(b.astype(a.dtype), **put), arrays, new)
-    return (carry, arrays, {"rank": rank[-1], "row": row[-1], "sum": summed[end]}), None
+    carry = fn(carry, jnp.where(live, found, rows + slots), begun["rank"] + slots, summed, live)
+    return (carry, {"rank": rank[-1], "row": row[-1], "sum": summed[end]}), None
 
   begun = {"rank": jnp.int32(0), "row": reads.row[0], "sum": jnp.zeros(vectors.shape[1])}
-  (carry, arrays, _), _ = jax.lax.scan(body, (carry, arrays, begun), (row, order, rank))
-  return carry, arrays
+  return jax.lax.scan(body, (carry, begun), (row, order, rank))[0][0]
