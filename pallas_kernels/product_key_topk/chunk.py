@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.dispatch import by_platform
 from pallas_kernels.product_key_topk.reference import half_scores
+
+SCORES = 2**22  # gradients of scores that stand in memory at once
 
 
 def staircase(top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,14 +51,62 @@ def gradients(
   Args:
     queries, keys: as given to `product_key_topk`.
     ids, cotangent: `[T, H, k]`, the slots found, and the gradient of their scores.
+
+  The gradient of all scores, `[H, 2, T, n]`, is never whole: some tokens at a time.
   """
+  tokens = queries.shape[0]
+  tile = max(1, SCORES // (2 * keys.shape[0] * keys.shape[2]))
+  arrays = queries, ids, cotangent
+  if tokens <= tile:
+    grad_queries, grad_keys = _gradients(keys, *arrays)
+    return grad_queries, grad_keys.astype(keys.dtype)
+  more = -tokens % tile
+  cut = lambda a: jnp.pad(a, ((0, more), (0, 0), (0, 0))).reshape(-1, tile, *a.shape[1:])  # noqa: E731
+  tiles = jax.tree.map(cut, arrays)
+  # The first one outside of the loop: inside a shard_map zeros would have another type.
+  first, grad_keys = _gradients(keys, *jax.tree.map(lambda a: a[0], tiles))
+
+  def add(grad_keys, tile):
+    grad_queries, more = _gradients(keys, *tile)
+    return grad_keys + more, grad_queries
+
+  grad_keys, rest = jax.lax.scan(add, grad_keys, jax.tree.map(lambda a: a[1:], tiles))
+  grad_queries = jnp.concatenate([first, rest.reshape(-1, *first.shape[1:])])[:tokens]
+  return grad_queries, grad_keys.astype(keys.dtype)
+
+
+def _gradients(keys, queries, ids, cotangent) -> tuple[jax.Array, jax.Array]:
+  """That of queries, in their type, and that of keys, float32."""
   tokens, heads, width = queries.shape
-  n = keys.shape[2]
-  halves = jnp.stack([ids // n, ids % n])  # [2, T, H, k]
-  half, token, head, _ = np.ogrid[:2, :tokens, :heads, :1]
-  grad = jnp.zeros((heads, 2, tokens, n), jnp.float32)
-  grad = grad.at[head, half, token, halves].add(cotangent[None], mode="promise_in_bounds")
+  halves = jnp.moveaxis(jnp.stack(jnp.divmod(ids, keys.shape[2])), 2, 0)  # [H, 2, T, k]
+  spread = by_platform(_scattered(keys.shape[2]), tpu=_compared(keys.shape[2]))
+  grad = spread(halves, jnp.swapaxes(cotangent, 0, 1))
   parts = queries.reshape(tokens, heads, 2, width // 2)
   grad_queries = jnp.einsum("hstn,hsnd->thsd", grad.astype(keys.dtype), keys)
   grad_keys = jnp.einsum("hstn,thsd->hsnd", grad.astype(queries.dtype), parts)
-  return grad_queries.reshape(queries.shape).astype(queries.dtype), grad_keys.astype(keys.dtype)
+  grad_queries = grad_queries.reshape(queries.shape).astype(queries.dtype)
+  return grad_queries, grad_keys.astype(jnp.float32)
+
+
+def _scattered(n: int):
+  """Gradients of the n scores from those of the k best: `[H, 2, T, n]`, of `[H, T, k]`."""
+
+  def spread(halves, cotangent):
+    heads, _, tokens, _ = halves.shape
+    head, half, token, _ = np.ogrid[:heads, :2, :tokens, :1]
+    grad = jnp.zeros((heads, 2, tokens, n), jnp.float32)
+    each = jnp.broadcast_to(cotangent[:, None], halves.shape)
+    return grad.at[head, half, token, halves].add(each, mode="promise_in_bounds")
+
+  return spread
+
+
+def _compared(n: int):
+  """The same for a TPU, where k comparisons a score cost less than a scatter; nothing of
+  `[H, 2, T, k, n]` is stored."""
+
+  def spread(halves, cotangent):
+    chosen = halves[..., None] == jnp.arange(n, dtype=halves.dtype).reshape(1, 1, 1, 1, n)
+    return jnp.sum(jnp.where(chosen, cotangent[:, None, :, :, None], 0), axis=3)
+
+  return spread

@@ -31,8 +31,9 @@ def product_key_topk(
     ids: `[T, H, k]` int32, `i * n + j`.
   """
   _check(queries, keys, top_k)
-  listed = implementation is not None and not isinstance(implementation, str)
-  return _search(tuple(implementation) if listed else implementation, queries, keys, top_k)
+  if not (implementation is None or isinstance(implementation, str)):
+    implementation = tuple(implementation)  # hashable, as a static argument must be
+  return _search(implementation, queries, keys, top_k)
 
 
 def _check(queries, keys, top_k) -> None:
@@ -62,7 +63,8 @@ SEARCHES = {
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def _search(name, queries, keys, top_k):
   forms = {key: functools.partial(_call, form, top_k) for key, form in SEARCHES.items()}
-  best = by_platform(forms["chunk"], tpu=forms["tpu"])
+  tpu = functools.partial(SEARCHES["tpu"], interpret=False)
+  best = by_platform(forms["chunk"], tpu=functools.partial(_call, tpu, top_k))
   return dispatch.choose("product_key_topk", name, forms, best)(queries, keys)
 
 
@@ -71,7 +73,7 @@ def _call(form, top_k, queries, keys):
 
 
 def _forward(name, queries, keys, top_k):
-  found = _search(name, queries, keys, top_k)
+  found: tuple[jax.Array, jax.Array] = _search(name, queries, keys, top_k)
   return found, (queries, keys, found[1])
 
 
