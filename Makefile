@@ -11,6 +11,8 @@ COMMA := ,
 PIP := -m pip --disable-pip-version-check install -qq
 # libtpu, where it is installed, would look for a TPU.
 TEST_ENV := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1
+# Without EXTRAS there is no accelerator to look for, even where the tests have brought libtpu.
+TRAIN_ENV := $(if $(EXTRAS),,JAX_PLATFORMS=cpu)
 # On the newest jax the tests also compile as users' programs do (tests/conftest.py).
 NEWEST_ENV := $(TEST_ENV) JAX_DISABLE_MOST_OPTIMIZATIONS=0
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
@@ -31,7 +33,7 @@ help:
 	@echo 'make docs | clean       the documentation as a site | remove environments and caches'
 
 train: $(TRAIN_STAMP)
-	$(VENV)/bin/python -m experiments.train --config=experiments/configs/text.py --workdir=runs/text $(ARGS)
+	$(TRAIN_ENV) $(VENV)/bin/python -m experiments.train --config=experiments/configs/text.py --workdir=runs/text $(ARGS)
 
 test: $(VENV)/.test
 	$(TEST_ENV) $(VENV)/bin/python $(PYTEST) $(ARGS)

@@ -61,6 +61,7 @@ class NeuralTuringMachine(Memory):
       r_t = w_read M_{t-1},   M_t = M_{t-1} prod(1 - w_write e) + sum(w_write a)
 
   The first weights are the softmax of a learned vector a head, the first reads the tanh of one.
+  Its gradients are written out: `jax.grad` and `jax.vjp` take them, `jax.jvp` does not.
 
   Args:
     dim: input width D.

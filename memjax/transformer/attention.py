@@ -26,6 +26,8 @@ class Attention(Memory):
 
   Positions count the valid tokens since the last reset.
 
+  Its gradient is written out (`attend`): `jax.grad` and `jax.vjp` take it, `jax.jvp` does not.
+
   Args:
     dim: model width D.
     heads: query heads H.
