@@ -25,7 +25,7 @@ def base_states(model, ids, state, *, layer: int = -1, reset=None, valid=None, c
   Raises:
     ValueError: the model hands out no such layer's input token by token.
   """
-  with channel.collect() as frame:
+  with channel.muted(), channel.collect() as frame:  # what the base emits is its own
     logits, state = model(ids, state, reset=reset, valid=valid, context=context)
   inputs = {}
   for name, value in frame.emitted.items():
