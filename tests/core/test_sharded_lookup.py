@@ -393,7 +393,9 @@ def test_one_seed_gives_one_model_and_no_device_ever_holds_a_whole_table(kind):
       np.testing.assert_array_equal(b, a)
     cut = table_sharding(mesh, rules)
     piece = layers * N * WIDTH // cut.ways(cut.rows + cut.columns)
-    assert max(math.prod(size) for _, size in shapes(program.as_text())) == piece
+    largest = max(a.addressable_shards[0].data.size for a in made)
+    assert piece <= largest < N * WIDTH * layers
+    assert max(math.prod(size) for _, size in shapes(program.as_text())) == largest
     held = sum(a.addressable_shards[0].data.nbytes for a in made)
     assert program.memory_analysis().output_size_in_bytes == pytest.approx(held, rel=0.1)
     assert found(program) == []
