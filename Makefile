@@ -22,7 +22,7 @@ NEWEST_TESTS := $(wildcard tests/core tests/testing tests/pallas_kernels tests/t
 # The kernels' own tests are for the jax that the tests' environment has; they move with Pallas.
 NEWEST_SHORT := tests/core tests/pallas_kernels/test_embedding_bag.py \
   tests/pallas_kernels/test_product_key_topk.py tests/testing/test_laws.py \
-  -k 'not test_laws.py or stack or language-model or ntm-lstm or product-keys-rms'
+  -k '(not test_laws.py or stack or language-model or ntm-lstm or product-keys-rms) and not one_seed'
 
 .PHONY: help train test test-slow lint format test-newest test-newest-short docs clean
 help:
