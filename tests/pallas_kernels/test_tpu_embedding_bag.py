@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from benchmarks import tpu_kernels
 from pallas_kernels.embedding_bag import dot_bag, embedding_bag, reference, tpu, tpu_plan
 from pallas_kernels.embedding_bag.shapes import LARGE, SMALL, Bags
 from tests.pallas_kernels import aot
@@ -160,3 +161,10 @@ def test_the_op_and_its_gradient_call_the_kernels(chip):
   backward = aot.lower(chip, gradient, *operands, shape.vectors)
   assert aot.kernels(backward) == 1
   backward.compile()
+
+
+@aot.requires_libtpu
+def test_the_benchmark_prints_a_line_for_each_op(capsys):
+  assert tpu_kernels.main(["--tiny", "--chips", "v5e"]) == 0
+  lines = capsys.readouterr().out.splitlines()[2:]
+  assert [line.split()[1] for line in lines] == ["embedding_bag,", "dot_bag,", "product_key_topk,"]
