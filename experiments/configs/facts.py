@@ -1,6 +1,24 @@
 """Random facts learned by heart: dense models beside models with a memory, of equal FLOPs.
 
 python -m experiments.train --config=experiments/configs/facts.py --workdir=runs/facts
+
+6,144 people with four random facts each, 172 kbit; a question is the two tokens of a name and the
+attribute. All models spend 169 kFLOP on a token and see each fact 100 times. Expected, in about 10
+minutes on two cores (one run): kbit held, by the cross-entropy of the answers, bits per parameter,
+and right answers (strangers' facts: 0 kbit, 1.8 % right, which is chance):
+
+                          kbit    bits/parameter    right
+    dense                 96.3    0.83              49 %
+    product keys    16^2  94.3    0.72              45 %
+                    32^2  107     0.59              55 %
+                    64^2  129     0.34              69 %
+    Memory+         16^2  92.9    0.71              49 %
+                    32^2  111     0.62              60 %
+                    64^2  124     0.33              67 %
+
+A table of 256 rows pays for itself no more than the wider feed-forward layer of equal FLOPs; larger
+ones hold more, though 100 exposures do not fill them. The dense model has the best of its learning
+rates: 2e-3, 3e-3 and 6e-3 held 86.6, 96.3 and 89.4 kbit.
 """
 
 from ml_collections import config_dict

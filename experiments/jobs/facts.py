@@ -275,6 +275,8 @@ def picture(path: pathlib.Path, trained: list[Trained], world: facts.World) -> N
     "right answers": lambda t: t.known.accuracy,
   }
   lines: dict[str, list[Trained]] = {}
+  rows = lambda one: int(one.name.rpartition("_")[2]) ** 2  # noqa: E731
+  sizes = sorted({rows(one) for one in trained if one.table})
   for one in trained:
     if one.table:
       lines.setdefault(one.name.rpartition("_")[0], []).append(one)
@@ -283,9 +285,9 @@ def picture(path: pathlib.Path, trained: list[Trained], world: facts.World) -> N
       if not one.table:
         panel.axhline(value(one), color="gray", linestyle="--", label=one.name)
     for name, group in lines.items():
-      rows = [int(one.name.rpartition("_")[2]) ** 2 for one in group]
-      panel.plot(rows, [value(one) for one in group], marker="o", label=name)
-    panel.set(xlabel="rows of the table", ylabel=label, xscale="log")
+      panel.plot([rows(one) for one in group], [value(one) for one in group], "o-", label=name)
+    panel.set_xscale("log", base=2)
+    panel.set(xlabel="rows of the table", ylabel=label, xticks=sizes, xticklabels=sizes)
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3)
     panel.legend()
