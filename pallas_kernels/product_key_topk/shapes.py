@@ -32,6 +32,6 @@ SMALL = (Search(3, 2, 6, 100, 9), Search(130, 1, 8, 17, 8), Search(2, 1, 4, 1, 1
 # What one layer searches: specs of Memory Layers at Scale, more keys, odd sizes.
 LARGE = (
   Search(8192, 4, 512, 1024, 32, "bfloat16"),
-  Search(256, 2, 512, 4096, 64),
+  Search(256, 2, 512, 4096, 32),
   Search(100, 1, 64, 200, 48),
 )
