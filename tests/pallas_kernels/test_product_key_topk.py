@@ -16,7 +16,7 @@ def inputs(tokens, heads, width, n, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
   ("tokens", "heads", "width", "n", "top_k"),
-  [(1, 1, 2, 1, 1), (5, 2, 8, 16, 5), (3, 1, 6, 33, 33), (7, 3, 4, 64, 32)],
+  [(1, 1, 2, 1, 1), (5, 2, 8, 16, 5), (3, 1, 6, 33, 33), (7, 3, 4, 64, 32), (135, 1, 4, 8, 3)],
 )
 def test_equals_brute_force(tokens, heads, width, n, top_k):
   queries, keys = inputs(tokens, heads, width, n)
