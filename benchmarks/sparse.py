@@ -55,7 +55,7 @@ def medians(calls: dict, repeats: int) -> dict[str, float]:
 def show(title: str, found: dict[str, float], goal: str) -> None:
   """Prints milliseconds, and how much faster ours is than each and than the best peer."""
   ours = found["memjax"]
-  peers = [seconds for name, seconds in found.items() if name != "memjax"]
+  peers = [seconds for name, seconds in found.items() if not name.startswith("memjax")]
   print(f"\n{title}   goal: {goal}")
   for name, seconds in found.items():
     ratio = f"{seconds / ours:8.2f}x" if name != "memjax" else ""
