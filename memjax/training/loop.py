@@ -51,7 +51,7 @@ class FitResult:
     state: the last state.   step: its step.
     best, best_step: the best evaluation and where it was; None without evaluations.
     seconds: training time of all runs together, without evaluations and saves.
-    stopped: a signal ended the run before its last step.
+    stopped: a signal ended the run before its end.
   """
 
   state: TrainState
@@ -73,6 +73,7 @@ class Batches(Protocol):
 def fit(
   state: TrainState, step_fn: Callable, batches: Batches, *, steps: int,
   evaluate: Callable | None = None, evaluate_every: int = 0, best_metric: str = "loss",
+  until: Callable[[dict], bool] | None = None,
   checkpoints: Checkpoints | None = None, save_every: int = 0, max_bad_steps: int = 20,
   on_start: Callable | None = None, on_step: Callable | None = None,
   on_evaluation: Callable | None = None, on_checkpoint: Callable | None = None,
@@ -93,6 +94,8 @@ def fit(
     steps: the last step.
     evaluate: `state -> {name: float}`, every `evaluate_every` steps and after the last one.
     best_metric: the entry of it whose lowest value is the best; a new best one is saved at once.
+    until: from an evaluation's metrics to whether it is the last: the run then ends before `steps`,
+      and ends at once when it is started again.
     checkpoints: where to save, every `save_every` steps, after the last one and at a signal.
     max_bad_steps: so many steps in a row that are not finite end the run.
     on_start: `(step, extra)`; step 0 and {} for a fresh run, else what `extra()` returned then.
@@ -121,14 +124,15 @@ def fit(
       f"and {max_bad_steps=} >= 1"
     )
   run = _Run(
-    state, batches, place, steps, evaluate, evaluate_every, best_metric, checkpoints, save_every,
-    max_bad_steps, on_step or _quiet, on_evaluation or _quiet, on_checkpoint or _quiet, extra,
+    state, batches, place, steps, evaluate, evaluate_every, best_metric, until, checkpoints,
+    save_every, max_bad_steps, on_step or _quiet, on_evaluation or _quiet,
+    on_checkpoint or _quiet, extra,
   )  # fmt: skip
   with StopOnSignal() if stop is None else contextlib.nullcontext(stop) as stop:
     saved_extra = run.resume()
     (on_start or _quiet)(run.step, saved_extra)
     run.train(step_fn, stop)
-  return FitResult(run.state, run.step, run.best, run.best_step, run.seconds, run.step < steps)
+  return FitResult(run.state, run.step, run.best, run.best_step, run.seconds, not run.ended)
 
 
 def _quiet(*_):
@@ -146,6 +150,7 @@ class _Run:
   evaluate: Callable | None
   evaluate_every: int
   best_metric: str
+  until: Callable | None
   checkpoints: Checkpoints | None
   save_every: int
   max_bad_steps: int
@@ -154,10 +159,9 @@ class _Run:
   on_checkpoint: Callable
   extra: Callable
   step: int = 0
-  position: Any = (
-    None  # in the data, after the batch of `step`; the iterator itself is one batch ahead
-  )
+  position: Any = None  # in the data, after the batch of `step`; the iterator is one batch ahead
   saved: int = 0
+  satisfied: bool = False
   best: float | None = None
   best_step: int | None = None
   seconds: float = 0.0
@@ -169,18 +173,19 @@ class _Run:
       return {}
     self.state, self.step, self.saved = restored.tree, restored.step, restored.step
     progress = restored.extra
-    self.best, self.best_step, self.seconds = (
-      progress["best"],
-      progress["best_step"],
-      progress["seconds"],
-    )
+    self.best, self.best_step = progress["best"], progress["best_step"]
+    self.seconds, self.satisfied = progress["seconds"], progress.get("satisfied", False)
     self.batches.set_state(progress["position"])
     return progress["extra"]
+
+  @property
+  def ended(self) -> bool:
+    return self.satisfied or self.step >= self.steps
 
   def train(self, step_fn: Callable, stop: StopOnSignal):
     pending, self.clock = None, time.perf_counter()
     batch = self.fetch()
-    while batch is not None and not stop.requested:
+    while batch is not None and not (stop.requested or self.satisfied):
       arrays, self.position = batch
       self.state, metrics = step_fn(self.state, arrays)
       self.step += 1
@@ -196,7 +201,7 @@ class _Run:
 
   def fetch(self):
     """The next batch, on its way to the device, and the position after it; None at the end."""
-    if self.step >= self.steps:
+    if self.ended:
       return None
     try:
       batch = self.place(next(self.batches))
@@ -236,6 +241,7 @@ class _Run:
       is_best = math.isfinite(metric) and (self.best is None or metric < self.best)
       if is_best:
         self.best, self.best_step = metric, self.step
+      self.satisfied = self.until is not None and bool(self.until(metrics))
       self.on_evaluation(self.step, {**metrics, "seconds": self.seconds}, is_best)
     if is_best or self.due(self.save_every):
       self.save(metric)
@@ -249,6 +255,7 @@ class _Run:
       "best": self.best,
       "best_step": self.best_step,
       "seconds": self.seconds,
+      "satisfied": self.satisfied,
       "extra": self.extra(),
     }
     seconds = self.checkpoints.save(self.step, self.state, progress, metric)
@@ -260,5 +267,5 @@ class _Run:
       self.save(None)
     if self.checkpoints is not None:
       self.checkpoints.wait()
-    if self.step < self.steps and not stop.requested:
+    if not (self.ended or stop.requested):
       raise RuntimeError(f"the batches ended after {self.step} of {self.steps} steps")

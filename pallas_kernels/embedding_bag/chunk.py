@@ -4,11 +4,15 @@ A CPU pays for every large temporary it makes, so each loop keeps its own in cac
 row N - 1 with weight 0: then `promise_in_bounds` holds, which saves a third of a gather.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-SLOTS = 8  # slots added in one pass over the output
+SLOTS = 16  # slots added in one pass over the output
 TOKENS = 16  # tokens whose rows a loop handles at once
+LANES = 32  # columns of a row that a loop multiplies at once, side by side
+COLUMNS = 1024  # of a row in one pass: each strip of LANES is written out in the program
 
 
 def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -50,13 +54,28 @@ def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
   tokens, bag = ids.shape
   size = max(1, min(TOKENS, tokens))
   ids, meant = _inside(ids, values.shape[0])
-
-  def dot(chunk):
-    ids, g = chunk
-    return jnp.einsum("td,tbd->tb", g, _rows(values, ids))
-
+  dot = functools.partial(_dot_strips if values.shape[1] % LANES == 0 else _dot, values)
   chunks = _cut(ids, size), _cut(vectors.astype(jnp.float32), size)
-  return jnp.where(meant, jax.lax.map(dot, chunks).reshape(-1, bag)[:tokens], 0)
+  d = jax.lax.map(lambda chunk: dot(*chunk), chunks)
+  return jnp.where(meant, d.reshape(-1, bag)[:tokens], 0)
+
+
+def _dot(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+  return jnp.einsum("td,tbd->tb", vectors, _rows(values, ids))
+
+
+def _dot_strips(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+  """The same without the rows in memory: only sums over their strips of LANES columns."""
+  strips = values.reshape(values.shape[0], -1, LANES)
+  vectors = vectors.reshape(vectors.shape[0], 1, -1, LANES)
+
+  def sums(columns):
+    products = (strips.at[ids, i].get(mode="promise_in_bounds") * vectors[:, :, i] for i in columns)
+    return jnp.einsum("tbl,l->tb", functools.reduce(jnp.add, products), jnp.ones(LANES))
+
+  count, most = strips.shape[1], COLUMNS // LANES
+  passes = [range(start, min(start + most, count)) for start in range(0, count, most)]
+  return functools.reduce(jnp.add, map(sums, passes))
 
 
 def table_gradient(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int) -> jax.Array:

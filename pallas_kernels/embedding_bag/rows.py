@@ -8,13 +8,19 @@ E = T * b reads, C of them in a chunk, U = min(N, E) rows at most.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dispatch import by_platform
+from pallas_kernels.embedding_bag.reads import sort_reads
+
 CHUNK = 2048  # reads in a chunk: what a row needs then stays in a CPU's cache
+BLOCK = 256  # rows that a CPU updates at once: it pays for empty places, others for every call
+WHOLE = 2**30  # as a block: all rows of a chunk
 
 PUT = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 
@@ -41,50 +47,6 @@ class TouchedRows:
     return table.at[self.ids].set(self.rows, **PUT)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Reads:
-  """The reads of a table, sorted by row: `[E]` each.
-
-  Attributes:
-    row: int32, ascending; N for padding.
-    order: int32, where each read stands in the flattened `[T, b]`.
-    rank: int32, 0, 0, 1, ...: which of the distinct rows it is.
-  """
-
-  row: jax.Array
-  order: jax.Array
-  rank: jax.Array
-
-
-def sort_reads(ids: jax.Array, rows: int) -> Reads:
-  """The reads `ids [T, b]` of a table of N = `rows` rows, sorted; ids outside of it are padding."""
-  flat = ids.reshape(-1).astype(jnp.int32)
-  flat = jnp.where((flat < 0) | (flat > rows), rows, flat)
-  order = _order(flat, rows)
-  row = flat.at[order].get(mode="promise_in_bounds", unique_indices=True)
-  new = jnp.concatenate([jnp.zeros(1, jnp.int32), (row[1:] != row[:-1]).astype(jnp.int32)])
-  return Reads(row, order, jnp.cumsum(new[: flat.size], dtype=jnp.int32))
-
-
-def _order(flat: jax.Array, largest: int) -> jax.Array:
-  """A stable `argsort` of integers in 0..largest, digit by digit.
-
-  A digit and a position share 32 bits: XLA's CPU sorts one array of plain integers six times as
-  fast as a pair of arrays.
-  """
-  position = jnp.arange(flat.size, dtype=jnp.uint32)
-  bits = max(1, (flat.size - 1).bit_length())
-  if bits > 24:  # too many digits
-    return jax.lax.sort((flat, position), num_keys=1, is_stable=True)[1].astype(jnp.int32)
-  low, order = jnp.uint32((1 << bits) - 1), position
-  for shift in range(0, largest.bit_length(), 32 - bits):
-    digit = flat.astype(jnp.uint32)[order] if shift else flat.astype(jnp.uint32)
-    key = ((digit >> shift) << bits) | position  # higher digits are pushed out at the top
-    order = order.at[jax.lax.sort(key) & low].get(mode="promise_in_bounds", unique_indices=True)
-  return order.astype(jnp.int32)
-
-
 def touched_rows(
   ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int, *, chunk: int = CHUNK
 ) -> TouchedRows:
@@ -100,19 +62,34 @@ def touched_rows(
   """
   size = min(rows, ids.size)
   found = rows + jnp.arange(size, dtype=jnp.int32)
-  summed = jnp.zeros((size, vectors.shape[1]), jnp.float32)
+  if ids.size == 0:
+    return TouchedRows(found, jnp.zeros((0, vectors.shape[1])), jnp.int32(0))
+  run = functools.partial(_touched, rows=rows, size=size, chunk=chunk)
+  found, summed = by_platform(run, cpu=functools.partial(run, block=BLOCK))(ids, weights, vectors)
+  return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))
+
+
+def _touched(ids, weights, vectors, *, rows: int, size: int, chunk: int, block: int = WHOLE):
+  """The ids and the rows of `touched_rows`."""
 
   def write(arrays, row, rank, gradient, live):
+    found, summed = arrays
     at = jnp.where(live, rank, size + jnp.arange(rank.size))
-    return jax.tree.map(lambda a, b: a.at[at].set(b, **PUT), arrays, (row, gradient))
+    # The ranks of a call follow on each other; what is written after the live ones is zero, and the
+    # next call's.
+    summed = jax.lax.dynamic_update_slice_in_dim(summed, gradient, rank[0], 0)
+    return found.at[at].set(row, **PUT), summed
 
-  found, summed = _visit(ids, weights, vectors, rows, chunk, write, (found, summed))
-  return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))
+  found = rows + jnp.arange(size, dtype=jnp.int32)
+  room = size + min(block, chunk + 1)
+  summed = jnp.zeros((room, vectors.shape[1]), jnp.float32)
+  found, summed = _visit(ids, weights, vectors, rows, chunk, block, write, (found, summed))
+  return found, summed[:size]
 
 
 def update_rows(
   ids: jax.Array, weights: jax.Array, vectors: jax.Array, arrays: Any, fn: Callable, carry: Any,
-  *, chunk: int = CHUNK,
+  *, chunk: int = CHUNK, block: int = BLOCK,
 ) -> tuple[Any, Any]:  # fmt: skip
   """Applies `fn` to every touched row of a table and of what stands beside it, each row once.
 
@@ -120,14 +97,24 @@ def update_rows(
     ids, weights, vectors: as for `touched_rows`.
     arrays: a pytree of `[N, ...]`: the table, its moments. Donated, they are updated in place.
     fn: `(carry, gradient [R, dv] float32, rows, live [R] bool) -> (carry, rows)`, where `rows` has
-      the structure of `arrays` with leaves `[R, ...]`. What it returns where `live` is false is
-      dropped; its carry must not depend on those rows.
-    carry: a pytree that is handed from chunk to chunk, in ascending order of rows.
-    chunk: reads in a chunk; temporaries are of `[chunk, dv]`.
+      the structure of `arrays` with leaves `[R, ...]`. Where `live` is false the gradient is 0, and
+      what it returns is dropped; its carry must not depend on those rows.
+    carry: a pytree that is handed from call to call, in ascending order of rows.
+    chunk: reads that are summed at once; temporaries are of `[chunk, dv]`.
+    block: R at most, on a CPU.
 
   Returns:
     carry, and the arrays with their touched rows replaced.
   """
+  if ids.size == 0:
+    return carry, arrays
+  update = functools.partial(_update, fn, chunk=chunk)
+  run = by_platform(update, cpu=functools.partial(update, block=block))
+  return run(ids, weights, vectors, arrays, carry)
+
+
+def _update(fn, ids, weights, vectors, arrays, carry, *, chunk: int, block: int = WHOLE):
+  """See `update_rows`."""
   rows = jax.tree.leaves(arrays)[0].shape[0]
 
   def visit(loop, row, rank, gradient, live):
@@ -138,7 +125,7 @@ def update_rows(
     put = lambda a, b: a.at[row].set(b.astype(a.dtype), **PUT)  # noqa: E731
     return carry, jax.tree.map(put, arrays, new)
 
-  return _visit(ids, weights, vectors, rows, chunk, visit, (carry, arrays))
+  return _visit(ids, weights, vectors, rows, chunk, block, visit, (carry, arrays))
 
 
 def _each(order, weights, vectors) -> jax.Array:
@@ -148,16 +135,17 @@ def _each(order, weights, vectors) -> jax.Array:
   return weight[:, None] * vector.astype(jnp.float32)
 
 
-def _visit(ids, weights, vectors, rows: int, chunk: int, fn: Callable, carry: Any) -> Any:
+def _visit(ids, weights, vectors, rows: int, chunk: int, block: int, fn: Callable, carry: Any):
   """Hands each touched row to `fn` once, complete, in ascending order, about a chunk at a time.
 
   Args:
+    block: R, the greatest number of rows for `fn`.
     fn: `(carry, row [R], rank [R], gradient [R, dv], live [R]) -> carry`; where `live` is false,
-      rows are N and more, ascending, for a scatter to drop.
+      the gradient is 0 and rows are N and more, ascending, for a scatter to drop.
   """
-  if ids.size == 0:
-    return carry
   chunk = min(chunk, ids.size)
+  block = min(block, chunk + 1)
+  size = -(-(chunk + 1) // block) * block  # slots: a chunk's rows, and one that it goes on with
   reads = sort_reads(ids, rows)
   # One read of padding at least: the row of the last read of a chunk waits for the next chunk.
   more = chunk - ids.size % chunk
@@ -165,7 +153,7 @@ def _visit(ids, weights, vectors, rows: int, chunk: int, fn: Callable, carry: An
   pad = lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, (more,))]).reshape(-1, chunk)  # noqa: E731
   row, rank = pad(reads.row, jnp.int32(rows)), pad(reads.rank, last)
   order = pad(reads.order, jnp.int32(0))
-  slots = jnp.arange(chunk + 1, dtype=jnp.int32)
+  slots = jnp.arange(size, dtype=jnp.int32)
   sums = {"mode": "promise_in_bounds", "indices_are_sorted": True}
 
   def body(loop, reads):
@@ -173,12 +161,24 @@ def _visit(ids, weights, vectors, rows: int, chunk: int, fn: Callable, carry: An
     row, order, rank = reads
     local = rank - begun["rank"]  # slot 0: the row that the chunk before left open
     each = jnp.where((row < rows)[:, None], _each(order, weights, vectors), 0)
-    summed = jnp.zeros((chunk + 1, vectors.shape[1]), jnp.float32).at[0].set(begun["sum"])
+    summed = jnp.zeros((size, vectors.shape[1]), jnp.float32).at[0].set(begun["sum"])
     summed = summed.at[local].add(each, **sums)
     found = (rows + slots).at[0].set(begun["row"]).at[local].set(row, **sums)
     end = local[-1]
     live = (slots < end) & (found < rows)
-    carry = fn(carry, jnp.where(live, found, rows + slots), begun["rank"] + slots, summed, live)
+    found, ranks = jnp.where(live, found, rows + slots), begun["rank"] + slots
+
+    def hand(carry, start):
+      cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, block)  # noqa: E731
+      gradient = jnp.where(cut(live)[:, None], cut(summed), 0)
+      return fn(carry, cut(found), cut(ranks), gradient, cut(live))
+
+    if size == block:
+      carry = hand(carry, 0)
+    else:
+      more = lambda loop: loop[1] < end  # noqa: E731
+      step = lambda loop: (hand(*loop), loop[1] + block)  # noqa: E731
+      carry = jax.lax.while_loop(more, step, (carry, jnp.zeros_like(end)))[0]
     return (carry, {"rank": rank[-1], "row": row[-1], "sum": summed[end]}), None
 
   begun = {"rank": jnp.int32(0), "row": reads.row[0], "sum": jnp.zeros(vectors.shape[1])}

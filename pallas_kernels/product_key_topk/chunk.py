@@ -1,5 +1,6 @@
 """The form that is fast under XLA: the k best of each half, then of the pairs that can win."""
 
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ from pallas_kernels.dispatch import by_platform
 from pallas_kernels.product_key_topk.reference import half_scores
 
 SCORES = 2**22  # gradients of scores that stand in memory at once
-PIECES = 16  # of a top-k on a CPU: XLA gives one to one thread, and so many to all of them
+PIECES = 24  # of a search on a CPU: a top-k takes one thread, and so many find all of them
 
 
 def staircase(top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,41 +29,66 @@ def _take(values: jax.Array, at: jax.Array) -> jax.Array:
   return jnp.take_along_axis(values, at, axis=-1, mode="promise_in_bounds")
 
 
-def _top_k(scores: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
-  """`jax.lax.top_k` of `[..., T, n]`, on a CPU by all of its threads."""
-
-  def whole(scores):
-    found = jax.lax.top_k(scores, top_k)
-    return found[0], found[1]
-
-  def cut(scores):
-    axis, tokens = scores.ndim - 2, scores.shape[-2]
-    ends = [tokens * piece // PIECES for piece in range(1, PIECES)]
-    found = [jax.lax.top_k(piece, top_k) for piece in jnp.split(scores, ends, axis)]
-    best, ids = zip(*found, strict=True)
-    return jnp.concatenate(best, axis), jnp.concatenate(ids, axis)
-
-  run = by_platform(whole, cpu=cut) if scores.shape[-2] >= 8 * PIECES else whole
-  best, ids = run(scores)
-  return best, ids
-
-
 def product_key_topk(
   queries: jax.Array, keys: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
   """See `op.product_key_topk`; takes O(T H n) memory."""
-  found = _top_k(half_scores(queries, keys), top_k)  # [H, 2, T, k] scores and ids
-  # Without the barrier XLA merges the slices below into the top-k, and sorts all n scores instead.
-  # In this order, for XLA's CPU compiler dies of a barrier right on a top-k (inside a shard_map).
-  ids, scores = jax.lax.optimization_barrier((found[1], found[0]))
-  sums = [scores[:, 0, :, a, None] + scores[:, 1, :, : top_k // (a + 1)] for a in range(top_k)]
-  best, pair = _top_k(jnp.concatenate(sums, axis=-1), top_k)  # the staircase, row by row
+  whole = functools.partial(_search, top_k=top_k, pieces=1)
+  cut = functools.partial(_search, top_k=top_k, pieces=PIECES)
+  run = by_platform(whole, cpu=cut) if queries.shape[0] >= 8 * PIECES else whole
+  best, rows = run(queries, keys)
+  return best, rows
+
+
+def _search(queries, keys, *, top_k: int, pieces: int) -> tuple[jax.Array, jax.Array]:
+  """Searches for some tokens at a time.
+
+  On a CPU a top-k takes one thread, but several of them run side by side.
+  """
+  tokens, n = queries.shape[0], keys.shape[2]
+  ends = [tokens * piece // pieces for piece in range(1, pieces)]
+  scores = [half_scores(piece, keys) for piece in jnp.split(queries, ends)]
+  ids, pair, best = zip(*(_best(piece, top_k) for piece in scores), strict=True)
+  best = list(best)
+  if pieces > 1:
+    # Changes nothing, for no sum exceeds the best; but now all scores are in use until the last
+    # top-k is done. XLA would give the memory of one to the next, which then waits for it.
+    some = sum(jnp.max(at[0, 0]) for at in pair) % n
+    for i, piece in enumerate(scores):
+      lowest = jnp.minimum(best[i][0, 0, -1], piece[0, 0, 0, some])
+      best[i] = best[i].at[0, 0, 0].max(lowest)
+  ids, pair, best = jnp.concatenate(ids, 2), jnp.concatenate(pair, 1), jnp.concatenate(best, 1)
   # Ids after the final top-k: k of them instead of one for each candidate.
   first, second = (
     jnp.asarray(rank, jnp.int32).at[pair].get(mode="promise_in_bounds") for rank in staircase(top_k)
   )
-  rows = _take(ids[:, 0], first) * keys.shape[2] + _take(ids[:, 1], second)
+  rows = _take(ids[:, 0], first) * n + _take(ids[:, 1], second)
   return best.swapaxes(0, 1), rows.swapaxes(0, 1)
+
+
+def _best(scores, top_k: int):
+  """From scores `[H, 2, T, n]` ids `[H, 2, T, k]` of each half, and the best pairs and their sums,
+  `[H, T, k]`."""
+  found = jax.lax.top_k(scores, top_k)  # [H, 2, T, k] scores and ids
+  # Without the barrier XLA merges the slices below into the top-k, and sorts all n scores instead.
+  # In this order, for XLA's CPU compiler dies of a barrier right on a top-k (inside a shard_map).
+  ids, scores = jax.lax.optimization_barrier((found[1], found[0]))
+  found = jax.lax.top_k(_staircase_sums(scores, top_k), top_k)
+  pair, best = jax.lax.optimization_barrier((found[1], found[0]))
+  return ids, pair, best
+
+
+def _staircase_sums(scores: jax.Array, top_k: int) -> jax.Array:
+  """Sums of `scores [H, 2, T, k]` for the pairs of `staircase`, in its order: row by row, and rows
+  of one length together, which makes a small program."""
+  sums, a = [], 0
+  while a < top_k:
+    length = top_k // (a + 1)
+    end = top_k // length  # rows a .. end - 1 have this length
+    block = scores[:, 0, :, a:end, None] + scores[:, 1, :, None, :length]
+    sums.append(block.reshape(*block.shape[:2], -1))
+    a = end
+  return jnp.concatenate(sums, axis=-1)
 
 
 def gradients(
@@ -104,10 +130,10 @@ def _gradients(keys, queries, ids, cotangent) -> tuple[jax.Array, jax.Array]:
   spread = by_platform(_scattered(keys.shape[2]), tpu=_compared(keys.shape[2]))
   grad = spread(halves, jnp.swapaxes(cotangent, 0, 1))
   parts = queries.reshape(tokens, heads, 2, width // 2)
-  grad_queries = jnp.einsum("hstn,hsnd->thsd", grad.astype(keys.dtype), keys)
+  grad_queries = jnp.einsum("hstn,hsnd->hstd", grad.astype(keys.dtype), keys)
   grad_keys = jnp.einsum("hstn,thsd->hsnd", grad.astype(queries.dtype), parts)
-  grad_queries = grad_queries.reshape(queries.shape).astype(queries.dtype)
-  return grad_queries, grad_keys.astype(jnp.float32)
+  grad_queries = jnp.moveaxis(grad_queries, 2, 0).reshape(queries.shape)
+  return grad_queries.astype(queries.dtype), grad_keys.astype(jnp.float32)
 
 
 def _scattered(n: int):

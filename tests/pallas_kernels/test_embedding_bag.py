@@ -33,8 +33,9 @@ def run(name, values, ids, weights, g):
 
 
 # Fewer, as many, and more than a loop takes at once (8 slots, 16 tokens), and no multiple of it.
-SHAPES = [(1, 1, 3, 2), (16, 8, 50, 6), (21, 11, 30, 5)]
-ONE = SHAPES[-1]  # most tests share a shape, and so a compilation
+# The last two: strips of columns in one pass, and in two.
+SHAPES = [(1, 1, 3, 2), (16, 8, 50, 6), (21, 11, 30, 5), (5, 3, 20, 64), (3, 20, 8, 1056)]
+ONE = SHAPES[2]  # most tests share a shape, and so a compilation
 
 
 @pytest.mark.parametrize(("tokens", "bag", "rows", "dim"), SHAPES)

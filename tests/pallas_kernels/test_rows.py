@@ -9,11 +9,15 @@ import pytest
 from jax.experimental import checkify
 
 from pallas_kernels.embedding_bag import dot_bag, embedding_bag, touched_rows, update_rows
-from pallas_kernels.embedding_bag.rows import sort_reads
+from pallas_kernels.embedding_bag.reads import by_digits, by_pairs, sort_reads
 
 # (tokens, bag, rows, dim, chunk): one read, chunks that divide the reads and that do not, a chunk
-# larger than all of them, more rows than reads, a row that goes over several chunks.
-CASES = [(1, 1, 3, 2, 8), (8, 6, 20, 5, 16), (9, 5, 200, 4, 7), (8, 8, 2, 3, 5), (6, 4, 9, 2, 64)]
+# larger than all of them, more rows than reads, a row that goes over several chunks; and more rows
+# in a chunk than are handed on at once.
+CASES = [
+  (1, 1, 3, 2, 8), (8, 6, 20, 5, 16), (9, 5, 200, 4, 7), (8, 8, 2, 3, 5), (6, 4, 9, 2, 64),
+  (64, 20, 700, 3, 1000),
+]  # fmt: skip
 
 
 def inputs(tokens, bag, rows, dim):
@@ -130,6 +134,11 @@ def test_reads_are_sorted_stably(reads, rows):
   np.testing.assert_array_equal(got.order, order)
   np.testing.assert_array_equal(got.row, ids[0][order])
   np.testing.assert_array_equal(got.rank, np.unique(ids[0], return_inverse=True)[1][order])
+  for form in (by_pairs, functools.partial(by_digits, largest=rows)):  # whatever is taken here
+    row, where = jax.jit(form)(ids[0])
+    np.testing.assert_array_equal(where, order)
+    np.testing.assert_array_equal(row, ids[0][order])
+    assert row.dtype == where.dtype == jnp.int32
 
 
 def test_without_reads_nothing_is_touched():

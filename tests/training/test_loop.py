@@ -217,3 +217,16 @@ def test_arguments_are_checked(tmp_path):
       run(Log(), batches=iter([]), checkpoints=checkpoints)
   with pytest.raises(ValueError, match="save_every=-1"):
     run(Log(), save_every=-1)
+
+
+def test_it_ends_early_once_an_evaluation_satisfies_and_stays_ended(tmp_path):
+  log = Log()
+  options = {"evaluations": {4: 3.0, 8: 1.0, 12: 0.0}, "until": lambda metrics: metrics["loss"] < 2}
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    result = run(log, steps=100, checkpoints=checkpoints, **options)
+    assert (result.step, result.best, result.stopped) == (8, 1.0, False)
+    assert log.names()[-2:] == [("evaluation", 8), ("checkpoint", 8)]
+    again = Log()
+    repeated = run(again, steps=100, checkpoints=checkpoints, **options)
+  assert (repeated.step, repeated.stopped, again.losses) == (8, False, {})
+  assert same_bits(repeated.state, result.state)

@@ -19,7 +19,7 @@ import optax
 
 from memjax.training.tables.rounding import round_to
 from memjax.training.tables.rules import Rule, adagrad, adam, beside, plain
-from memjax.training.tables.touches import Touches, live_squares
+from memjax.training.tables.touches import Touches
 
 Rate = float | optax.Schedule
 Arrays = Mapping[str, jax.Array]
@@ -206,7 +206,7 @@ def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, ke
 
   def update(carry, gradient, old, live):
     squares, chunk = carry
-    squares = squares + live_squares(gradient, live)
+    squares = squares + jnp.sum(jnp.square(gradient))
     rows = dict(old)
     table = rows.pop("table").astype(jnp.float32)
     if options.catch_up:

@@ -82,7 +82,7 @@ class Touches:
     """Of the gradient, equal ids summed first; as costly as an update."""
 
     def add(total, gradient, rows, live):
-      return total + live_squares(gradient, live), rows
+      return total + jnp.sum(jnp.square(gradient)), rows
 
     nothing = jnp.zeros((*(self.shape[:-1] or (self.rows,)), 0))  # no bytes: has so many rows
     return self.update(nothing, add, jnp.float32(0))[0]
@@ -93,11 +93,6 @@ class Touches:
     mass = jnp.sum(jnp.where(real, jnp.abs(self.weights.astype(jnp.float32)), 0), axis=-1)
     length = jnp.sqrt(jnp.sum(jnp.square(self.vectors.astype(jnp.float32)), axis=-1))
     return jnp.sum(jnp.where(jnp.any(real, axis=-1), mass * length, 0))
-
-
-def live_squares(gradient: jax.Array, live: jax.Array) -> jax.Array:
-  """Sum of squares of the rows `[R, dv]` that are live."""
-  return jnp.sum(jnp.where(live[:, None], jnp.square(gradient), 0))
 
 
 def owner(key: str, names: Iterable[str]) -> str | None:
