@@ -9,6 +9,7 @@ from memjax.parametric.product_key_memory import ProductKeyMemory
 from memjax.parametric.product_keys import ProductKeys, Values, value_pool
 from memjax.parametric.tucker_keys import TuckerKeys, refresh_singular_vectors
 from memjax.parametric.ultramem import UltraMem
+from memjax.parametric.ultramem_v2 import UltraMemV2, ring
 from memjax.parametric.usage import Usage, count_usage, emitted_usage, no_usage, usage_metrics
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
   "ProductKeys",
   "TuckerKeys",
   "UltraMem",
+  "UltraMemV2",
   "Usage",
   "Values",
   "apply_batch_stats",
@@ -32,6 +34,7 @@ __all__ = [
   "mlp_memory_loss",
   "no_usage",
   "refresh_singular_vectors",
+  "ring",
   "usage_metrics",
   "value_pool",
 ]

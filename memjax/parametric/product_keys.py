@@ -17,15 +17,41 @@ def uniform(bound: float):
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def value_pool(rows: int, dim: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Table:
-  """A table of values `[rows, dim]`, Normal(0, dim^-1/2), that several layers may read.
+def value_pool(
+  rows: int, dim: int, *, std: float | None = None, param_dtype=jnp.float32, rngs: nnx.Rngs
+) -> Table:
+  """A table of values `[rows, dim]` that several layers may read: Normal(0, std or dim^-1/2).
 
   `LanguageModel(shared={"values": functools.partial(value_pool, keys**2, dim)})` owns it; each
   `MemoryPlus(..., values="values")` reads it.
   """
   checks.positive(rows=rows, dim=dim)
-  init, axes = nnx.initializers.normal(dim**-0.5), ("rows", "value")
+  init, axes = nnx.initializers.normal(std or dim**-0.5), ("rows", "value")
   return param(rngs, init, (rows, dim), axes=axes, dtype=param_dtype, kind=Table)
+
+
+def pool_of(
+  memory, own: Table | None, label: str, name: str | None, context, shape: tuple[int, int],
+  means: str,
+) -> tuple[jax.Array, str]:  # fmt: skip
+  """The table that a layer reads, and the label of its lookups.
+
+  Args:
+    memory: the layer, for messages.
+    own, label: its own table, if it has one, and the attribute that holds it.
+    name: otherwise, of an entry of `context.shared`.
+    shape: that it must have.   means: how the layer's arguments give this shape.
+  """
+  if own is not None:
+    return own[...], label
+  assert name is not None  # a table or a name
+  table = checks.context_entry(memory, context, "shared", name)
+  if table.shape != shape:
+    raise ValueError(
+      f"context.shared[{name!r}] has shape {list(table.shape)}; this layer reads {means} = "
+      f"{list(shape)}"
+    )
+  return table, lookup.SHARED + name
 
 
 class ProductKeys(nnx.Module):
@@ -169,19 +195,7 @@ class Values(nnx.Module):
       channel.emit("ids", seen)
       channel.emit("weights", jax.lax.stop_gradient(weights))
       ids = seen
-    label = "table" if self.name is None else lookup.SHARED + self.name
-    table = self._array(context)
+    shape, means = (self.rows, self.dim), "[keys * keys, value_dim]"
+    table, label = pool_of(self, self.table, "table", self.name, context, shape, means)
     options = {"sharding": self.table_sharding, "implementation": self.implementation}
     return lookup.bag(table, ids, weights, label=label, **options)
-
-  def _array(self, context) -> jax.Array:
-    if self.table is not None:
-      return self.table[...]
-    assert self.name is not None  # a table or a name
-    table = checks.context_entry(self, context, "shared", self.name)
-    if table.shape != (self.rows, self.dim):
-      raise ValueError(
-        f"context.shared[{self.name!r}] has shape {list(table.shape)}; this layer reads "
-        f"[keys * keys, value_dim] = {[self.rows, self.dim]}"
-      )
-    return table

@@ -1,14 +1,12 @@
 """UltraMem: Ultra-Sparse Memory Network (Huang et al., ICLR 2025, arXiv 2411.12364)."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Fixed, Memory, Stateless, Table, channel, checks, clean, lookup, param
+from memjax.core import Memory, Stateless, Table, channel, checks, clean, lookup, param
 from memjax.core.layers import Linear
-from memjax.parametric.tucker_keys import TuckerKeys
+from memjax.parametric.tucker_keys import TuckerKeys, keys_for, slot_order
 
 
 class UltraMem(Memory):
@@ -65,16 +63,12 @@ class UltraMem(Memory):
     value_dim = dim // 2 if value_dim is None else value_dim
     checks.positive(dim=dim, keys=keys, value_dim=value_dim, expansion=expansion)
     checks.divides("channels", channels, "value_dim", value_dim)
-    root = math.isqrt(expansion)
-    if root * root != expansion:
-      near = f"{root**2} or {(root + 1) ** 2}"
-      raise ValueError(f"expansion={expansion} must be the square of an integer: {near}")
     self.dim, self.rows, self.channels, self.expansion = dim, keys * keys, channels, expansion
     self.implementation, self.table_sharding = implementation, None
     make = {"param_dtype": param_dtype, "rngs": rngs}
     self.search = TuckerKeys(
       dim,
-      keys=keys * root,
+      keys=keys_for(keys, expansion),
       heads=heads,
       top_k=top_k,
       query_dim=query_dim,
@@ -83,8 +77,7 @@ class UltraMem(Memory):
       penalty=penalty,
       **make,
     )
-    places = {"axes": ("keys",), "dtype": jnp.int32, "kind": Fixed}
-    self.permutation = param(rngs, _order, (expansion * self.rows,), **places)
+    self.permutation = slot_order(expansion * self.rows, rngs)
     init, shape = nnx.initializers.normal(0.02), (self.rows * channels, value_dim // channels)
     axes = ("rows", "value")
     self.table = param(rngs, init, shape, axes=axes, dtype=param_dtype, kind=Table)
@@ -132,7 +125,3 @@ class UltraMem(Memory):
       implementation=self.implementation,
     )
     return y.reshape(batch, length, -1)
-
-
-def _order(key, shape, dtype) -> jax.Array:
-  return jax.random.permutation(key, shape[0]).astype(dtype)

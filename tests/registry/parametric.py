@@ -6,7 +6,7 @@ import jax
 
 from memjax.core import Context
 from memjax.core.layers import RMSNorm
-from memjax.parametric import PEER, MemoryPlus, MLPMemory, ProductKeyMemory, UltraMem
+from memjax.parametric import PEER, MemoryPlus, MLPMemory, ProductKeyMemory, UltraMem, UltraMemV2
 from memjax.transformer import Attention, FeedForward, Skip
 from tests.registry import Row
 
@@ -77,6 +77,30 @@ ROWS: list[Row] = [
     "ultramem-plain",
     functools.partial(UltraMem, 4, rank=1, channels=1, expansion=1, penalty=0.1, **ULTRA),
     dim=4,
+    **BAG,
+  ),
+  Row(
+    "ultramem-v2",
+    functools.partial(UltraMemV2, 4, value_dim=4, pre_dim=3, balance=0.1, **ULTRA),
+    dim=4,
+    **BAG,
+  ),
+  Row(
+    "ultramem-v2-ring",
+    functools.partial(
+      UltraMemV2,
+      4,
+      layers=2,
+      layer=1,
+      values="values",
+      value_dim=4,
+      pre_dim=0,
+      expansion=4,
+      query_per_rank=True,
+      **ULTRA,
+    ),
+    dim=4,
+    extras=_pool,
     **BAG,
   ),
   Row("skip-ultramem", _pair, dim=4, **BAG),
