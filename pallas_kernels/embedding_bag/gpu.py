@@ -13,6 +13,7 @@ offsets are 64-bit in both where the table is large.
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import compat
-from pallas_kernels.embedding_bag.rows import TouchedRows, sort_reads
+from pallas_kernels.embedding_bag.reads import sort_reads
+from pallas_kernels.embedding_bag.rows import TouchedRows
 
 THREADS = 128  # of a program
 COLUMNS = 2048  # that a program holds at most: 16 float32 a thread
@@ -101,7 +103,9 @@ class Mosaic:
       kernel, out_type=jax.ShapeDtypeStruct(shape, jnp.float32), interpret=self.interpret,
       grid=(programs,), grid_names=("program",), kernel_name=body.__name__,
       # No program reads what it writes.
-      compiler_params=mosaic_gpu.CompilerParams(unsafe_no_auto_barriers=True),
+      compiler_params=mosaic_gpu.CompilerParams(
+        unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu.LoweringSemantics.Lane
+      ),
     )(*arrays)  # fmt: skip
 
 
@@ -160,8 +164,11 @@ def backend(table: jax.Array, *others: jax.Array) -> Mosaic | Triton:
     if array.dtype.name not in DTYPES:
       raise NotImplementedError(f"GPU kernels take {', '.join(DTYPES)}; got {array.dtype}")
   columns = table.shape[1]
-  form = Mosaic if chip.capability >= 90 and columns % THREADS == 0 else Triton
-  return form(columns, table.dtype.itemsize)
+  if chip.capability >= 90 and columns % THREADS == 0:
+    return Mosaic(columns, table.dtype.itemsize)
+  if importlib.util.find_spec("jax.experimental.pallas.triton") is None:  # deprecated in jax 0.12
+    raise NotImplementedError("this jax has no Pallas for Triton, which this GPU or width needs")
+  return Triton(columns, table.dtype.itemsize)
 
 
 def _ids(ids: jax.Array, rows: int) -> jax.Array:

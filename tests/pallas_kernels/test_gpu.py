@@ -134,6 +134,8 @@ def shapes(columns, dtype=jnp.bfloat16, rows=2**22):
   [(90, 2048, MOSAIC), (100, 640, MOSAIC), (90, 72, TRITON), (80, 2048, TRITON)],
 )
 def test_lowered_for(chip, capability, columns, kernel, dtype):
+  if kernel == TRITON and jax.__version_info__ >= (0, 12):
+    pytest.skip("jax 0.12 lowers Triton, which it deprecates, only where there is a GPU")
   chip(capability)
   values, ids, weights, vectors = shapes(columns, dtype)
   assert kernels(lambda *args: gpu.embedding_bag(*args), values, ids, weights) == [kernel]
