@@ -17,6 +17,13 @@ def lazy(module: str, name: str) -> Callable:
   return call
 
 
+def hashable(implementation: Implementation):
+  """The same, hashable, as a static argument of a custom gradient must be."""
+  if implementation is None or isinstance(implementation, str):
+    return implementation
+  return tuple(implementation)
+
+
 def choose(
   op: str, name: Implementation, implementations: Mapping[str, Callable], default: Callable
 ):

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from memjax.core.table_sharding import TableSharding, flat, part, psum
 from pallas_kernels import embedding_bag as op
-from pallas_kernels.dispatch import Implementation
+from pallas_kernels.dispatch import Implementation, hashable
 from pallas_kernels.embedding_bag import dot_bag, embedding_bag, table_gradient
 from pallas_kernels.product_key_topk import product_key_topk
 
@@ -56,7 +56,7 @@ def bag(
     ValueError: something does not divide.
   """
   cut.check(table.shape, *ids.shape[:2])
-  return _bag(cut, _name(implementation), table, ids, weights)
+  return _bag(cut, hashable(implementation), table, ids, weights)
 
 
 def dots(
@@ -68,14 +68,7 @@ def dots(
   Otherwise as `bag`.
   """
   cut.check(table.shape, *ids.shape[:2])
-  return _dots(cut, _name(implementation), table, ids, vectors)
-
-
-def _name(implementation: Implementation):
-  """Hashable, as a static argument of a custom gradient must be."""
-  if implementation is None or isinstance(implementation, str):
-    return implementation
-  return tuple(implementation)
+  return _dots(cut, hashable(implementation), table, ids, vectors)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

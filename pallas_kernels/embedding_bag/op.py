@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from pallas_kernels import dispatch
-from pallas_kernels.dispatch import Implementation, by_platform, lazy
+from pallas_kernels.dispatch import Implementation, by_platform, hashable, lazy
 from pallas_kernels.embedding_bag import chunk, reference
 
 _HERE = "pallas_kernels.embedding_bag"
@@ -42,7 +42,7 @@ def embedding_bag(
     `dot_bag`.
   """
   _check(values, ids, "weights", weights, ids.shape)
-  return _bag(_name(implementation), values, ids, weights)
+  return _bag(hashable(implementation), values, ids, weights)
 
 
 def dot_bag(
@@ -58,7 +58,7 @@ def dot_bag(
     `[T, b]` float32. The gradient of vectors is an `embedding_bag`.
   """
   _check(values, ids, "vectors", vectors, (ids.shape[0], *values.shape[1:]))
-  return _dot(_name(implementation), values, ids, vectors)
+  return _dot(hashable(implementation), values, ids, vectors)
 
 
 def table_gradient(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int) -> jax.Array:
@@ -73,13 +73,6 @@ def table_gradient(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows:
 def _gradient(name, ids, weights, vectors, values) -> jax.Array:
   form = reference.table_gradient if name == "reference" else table_gradient
   return form(ids, weights, vectors, values.shape[0]).astype(values.dtype)
-
-
-def _name(implementation: Implementation):
-  """Hashable, as a static argument of a custom gradient must be."""
-  if implementation is None or isinstance(implementation, str):
-    return implementation
-  return tuple(implementation)
 
 
 def _check(values, ids, name, array, shape) -> None:

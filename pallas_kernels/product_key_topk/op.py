@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.dispatch import Implementation, by_platform, lazy
+from pallas_kernels.dispatch import Implementation, by_platform, hashable, lazy
 from pallas_kernels.product_key_topk import chunk, reference
 
 
@@ -31,9 +31,7 @@ def product_key_topk(
     ids: `[T, H, k]` int32, `i * n + j`.
   """
   _check(queries, keys, top_k)
-  if not (implementation is None or isinstance(implementation, str)):
-    implementation = tuple(implementation)  # hashable, as a static argument must be
-  return _search(implementation, queries, keys, top_k)
+  return _search(hashable(implementation), queries, keys, top_k)
 
 
 def _check(queries, keys, top_k) -> None:
