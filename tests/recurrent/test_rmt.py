@@ -406,7 +406,7 @@ def test_rematerialised_segments_keep_their_borders_only():
 # It remembers.
 
 
-def copy_error(tokens, depth, steps=600):
+def copy_error(tokens, depth, steps=2500):
   """Error of copying 8 digits of 8 kinds from segment 1 to segment 3, learned with BPTT depth."""
   size, kinds, width = 8, 8, 128
   layers = [functools.partial(Attention, heads=4, span="span"), FeedForward]
@@ -414,7 +414,8 @@ def copy_error(tokens, depth, steps=600):
     RecurrentMemoryTransformer, segment=size, memory=tokens,
     body=functools.partial(Stack, pattern=layers, repeats=4)))  # fmt: skip
   trainable, rest = split(model)
-  optimiser = optax.chain(optax.clip_by_global_norm(0.25), optax.adam(3e-4))
+  rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 50, steps)
+  optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
   def loss(trainable, digits):
     model = join(trainable, rest)
@@ -448,4 +449,5 @@ def test_copies_over_two_borders():
 @pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "depth"), [(0, 3), (8, 1)])
 def test_without_memory_or_gradient_the_copy_stays_at_chance(tokens, depth):
-  assert copy_error(tokens, depth, steps=300) > 0.8
+  """A longer training does not help: 0.87 after 2000 steps."""
+  assert copy_error(tokens, depth, steps=1000) > 0.8

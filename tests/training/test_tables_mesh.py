@@ -22,7 +22,7 @@ from memjax.training import init_train_state, language_model_loss, make_optimize
 from memjax.transformer import LanguageModel, Stack
 from tests.core.collectives import found, shapes
 
-DIM, VOCAB, KEYS, ROWS, LENGTH = 8, 7, 16, 8, 3
+DIM, VOCAB, KEYS, ROWS, LENGTH = 8, 7, 20, 8, 3
 SIZES = {"keys": KEYS, "heads": 2, "query_dim": 4}
 NONE = dict.fromkeys(DEFAULT_RULES)
 LAYOUTS = {
