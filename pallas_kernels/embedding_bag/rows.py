@@ -73,18 +73,12 @@ def _touched(ids, weights, vectors, *, rows: int, size: int, chunk: int, block: 
   """The ids and the rows of `touched_rows`."""
 
   def write(arrays, row, rank, gradient, live):
-    found, summed = arrays
     at = jnp.where(live, rank, size + jnp.arange(rank.size))
-    # The ranks of a call follow on each other; what is written after the live ones is zero, and the
-    # next call's.
-    summed = jax.lax.dynamic_update_slice_in_dim(summed, gradient, rank[0], 0)
-    return found.at[at].set(row, **PUT), summed
+    return jax.tree.map(lambda a, b: a.at[at].set(b, **PUT), arrays, (row, gradient))
 
   found = rows + jnp.arange(size, dtype=jnp.int32)
-  room = size + min(block, chunk + 1)
-  summed = jnp.zeros((room, vectors.shape[1]), jnp.float32)
-  found, summed = _visit(ids, weights, vectors, rows, chunk, block, write, (found, summed))
-  return found, summed[:size]
+  summed = jnp.zeros((size, vectors.shape[1]), jnp.float32)
+  return _visit(ids, weights, vectors, rows, chunk, block, write, (found, summed))
 
 
 def update_rows(
