@@ -8,10 +8,10 @@ Expected, in about 7 minutes on two cores: wrong bits of a sequence of 20, 40, 8
     NTM    0.00    0.01    0.83    31.5
     LSTM   29.0    129     306     472
 
-One run. The machine's loss falls off a cliff at a step that depends on rounding (3,000 here; between
-2,000 and more than 6,000 in others), and its training ends when little is left of it (step 9,500
-here). How it copies six times the length it was trained on differs from run to run: 5 to 31 wrong
-bits of 960 at length 120.
+One run. The machine's loss falls off a cliff at a step that depends on rounding (3,000 here, 2,000
+to more than 6,000 in others), and its training ends when little is left of it (step 9,500 here).
+How it copies six times the length it was trained on differs from run to run: 5 to 31 wrong bits of
+960 at length 120.
 """
 
 from ml_collections import config_dict
