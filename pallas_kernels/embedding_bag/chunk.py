@@ -9,6 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dispatch import by_platform
+
 SLOTS = 16  # slots added in one pass over the output
 TOKENS = 16  # tokens whose rows a loop handles at once
 LANES = 32  # columns of a row that a loop multiplies at once, side by side
@@ -54,9 +56,10 @@ def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
   tokens, bag = ids.shape
   size = max(1, min(TOKENS, tokens))
   ids, meant = _inside(ids, values.shape[0])
-  dot = functools.partial(_dot_strips if values.shape[1] % LANES == 0 else _dot, values)
+  # A TPU would lay the whole table out anew for strips.
+  dot = by_platform(_dot, cpu=_dot_strips) if values.shape[1] % LANES == 0 else _dot
   chunks = _cut(ids, size), _cut(vectors.astype(jnp.float32), size)
-  d = jax.lax.map(lambda chunk: dot(*chunk), chunks)
+  d = jax.lax.map(lambda chunk: dot(values, *chunk), chunks)
   return jnp.where(meant, d.reshape(-1, bag)[:tokens], 0)
 
 
