@@ -262,7 +262,7 @@ def growth(repeats: int) -> None:
   for rows in (2**16, 2**22):
     model = Bag(rows)
     optimizer = training.make_optimizer(model, learning_rate=1e-3, tables="lazy")
-    state = training.init_train_state(model, optimizer, key=jax.random.key(0))
+    state = training.init_train_state(model, optimizer, key=jax.random.key(0), copy=False)
     del model
     step, held = training.make_train_step(loss, optimizer), [state]
     del state

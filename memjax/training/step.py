@@ -75,7 +75,7 @@ LossFn = Callable[
 
 def init_train_state(
   model, optimizer: Optimizer, *, key: jax.Array, memory: Any = None,
-  freeze: Callable[[str], bool] | None = None,
+  freeze: Callable[[str], bool] | None = None, copy: bool = True,
 ) -> TrainState:  # fmt: skip
   """The state before the first step, with copies of all arrays: a step donates its state.
 
@@ -85,6 +85,8 @@ def init_train_state(
     key: a typed JAX key.
     memory: a first memory state (`model.init_state(B)`) if the loss carries one over batches.
     freeze: names kept out of training, as given to `make_optimizer`.
+    copy: False takes the model's parameters themselves: no table is twice in memory, but the first
+      step takes them from the model, which is then of no use.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     raise TypeError(
@@ -92,7 +94,8 @@ def init_train_state(
     )
   params, rest = split(model, freeze)
   memory = Stateless() if memory is None else memory
-  params, rest, memory = jax.tree.map(jnp.copy, (params, rest, memory))
+  rest, memory = jax.tree.map(jnp.copy, (rest, memory))
+  params = jax.tree.map(jnp.copy, params) if copy else params
   key = jax.random.wrap_key_data(jnp.copy(jax.random.key_data(key)), impl=jax.random.key_impl(key))
   zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
   return TrainState(zero(), params, rest, optimizer.init(params), memory, key, zero(), zero())

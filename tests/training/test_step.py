@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from memjax.core import Stateless, flatten, join
+from memjax.core import Stateless, flatten, join, split
 from memjax.parametric import ProductKeyMemory
 from memjax.training import (
   init_train_state,
@@ -93,6 +93,20 @@ def huge_batch():
   """Finite loss, but squares of the gradient overflow: Adam's second moment would stay infinite."""
   batch = Batches().at(2)
   return {**batch, "y": np.full_like(batch["y"], 1e18), "x": batch["x"] * 1e3}
+
+
+def test_without_a_copy_the_state_has_the_models_own_parameters():
+  """The same step; none of them stands in memory twice, and the step takes them from the model."""
+  model, batch = copy(tiny()), Batches().at(0)
+  options = {"key": jax.random.key(3), "memory": no_memory(4)}
+  state = init_train_state(model, adam(), copy=False, **options)
+  arrays = split(model)[0]
+  for name, array in state.params.items():
+    assert array.unsafe_buffer_pointer() == arrays[name].unsafe_buffer_pointer()
+  got, _ = step_in(1)(state, batch)
+  want, _ = step_in(1)(start(no_memory(4)), batch)
+  assert same_bits(got.params, want.params)
+  assert all(arrays[name].is_deleted() for name in want.params)
 
 
 @pytest.mark.parametrize("make", [bad_batch, huge_batch])
