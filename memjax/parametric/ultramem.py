@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Stateless, Table, channel, checks, clean, lookup, param
+from memjax.core import Memory, Stateless, Table, checks, clean, lookup, param
 from memjax.core.layers import Linear
-from memjax.parametric.tucker_keys import TuckerKeys, keys_for, slot_order
+from memjax.parametric.tucker_keys import TuckerKeys, emit_reads, keys_for, slot_order
 
 
 class UltraMem(Memory):
@@ -94,10 +94,7 @@ class UltraMem(Memory):
     slots, scores = self.search(x)
     place = self.permutation.at[slots].get(mode="promise_in_bounds")
     ids, group = place % self.rows, place // self.rows
-    if channel.collecting():
-      ids = ids if valid is None else jnp.where(valid[..., None], ids, self.rows)
-      channel.emit("ids", ids)
-      channel.emit("weights", jax.lax.stop_gradient(jnp.sum(jnp.abs(scores), axis=2)))
+    ids = emit_reads(ids, scores, valid, self.rows)
     y = self._read(ids, group, scores)
     return self.out(y.astype(x.dtype)), state
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Stateless, channel, checks, clean, lookup
+from memjax.core import Memory, Stateless, checks, clean, lookup
 from memjax.core.layers import Linear
 from memjax.parametric.product_keys import pool_of, value_pool
-from memjax.parametric.tucker_keys import TuckerKeys, keys_for, slot_order
+from memjax.parametric.tucker_keys import TuckerKeys, emit_reads, keys_for, slot_order
 
 ACTIVATIONS = {None: lambda h: h, "gelu": jax.nn.gelu}
 _STD = 0.02
@@ -125,10 +125,7 @@ class UltraMemV2(Memory):
     ids = (place % self.arc + self.first) % self.rows
     if self.pre is not None:
       scores = scores * self._pre_values(ids, self.pre(x), context)[:, :, None]
-    if channel.collecting():
-      ids = ids if valid is None else jnp.where(valid[..., None], ids, self.rows)
-      channel.emit("ids", ids)
-      channel.emit("weights", jax.lax.stop_gradient(jnp.sum(jnp.abs(scores), axis=2)))
+    ids = emit_reads(ids, scores, valid, self.rows)
     y = self._read(ids, scores, context)
     return self.out(y.astype(x.dtype)), state
 

@@ -16,7 +16,13 @@ def inputs(tokens, heads, width, n, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
   ("tokens", "heads", "width", "n", "top_k"),
-  [(1, 1, 2, 1, 1), (5, 2, 8, 16, 5), (3, 1, 6, 33, 33), (7, 3, 4, 64, 32), (135, 1, 4, 8, 3)],
+  [
+    (1, 1, 2, 1, 1),
+    (5, 2, 8, 16, 5),
+    (3, 1, 6, 33, 33),
+    (7, 3, 4, 64, 32),
+    (8 * chunk.PIECES + 7, 2, 4, 8, 3),  # enough to be searched in pieces on a CPU
+  ],
 )
 def test_equals_brute_force(tokens, heads, width, n, top_k):
   queries, keys = inputs(tokens, heads, width, n)
