@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> config_dict.ConfigDict:
+  """The defaults; each can be set on the command line: `--config.model.dim=256`."""
   config = config_dict.ConfigDict()
   config.job = "experiments.jobs.text"
   config.seed = 0
