@@ -22,6 +22,7 @@ def get_config() -> config_dict.ConfigDict:
   config.job = "experiments.jobs.copy"
   config.seed = 0
   config.steps = 20_000  # at most
+  config.enough = 0.02  # nats of a sequence of the longest at which a training ends
   config.batch_size = 32
   config.longest = 20  # sequences have 1 to so many vectors
   config.bits = 8  # of a vector
@@ -47,7 +48,6 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation = evaluation = config_dict.ConfigDict()
   evaluation.every = 500
   evaluation.batches = 4
-  evaluation.enough = 0.02  # nats of a sequence at which a training ends
 
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   checkpoint.every = 500

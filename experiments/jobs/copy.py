@@ -157,7 +157,7 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     result = training.fit(
       state, training.make_train_step(make_loss(config), optimizer), Numbers(), steps=config.steps,
       evaluate=evaluate, evaluate_every=config.evaluation.every, best_metric="nats",
-      until=lambda metrics: metrics["nats"] < config.evaluation.enough,
+      until=lambda metrics: metrics["nats"] < config.enough,
       checkpoints=checkpoints, save_every=config.checkpoint.every, stop=stop,
       on_start=start, on_evaluation=evaluated,
     )  # fmt: skip
