@@ -35,14 +35,16 @@ step        TrainState, init_train_state, make_train_step, LossOutput. A loss fu
 evaluation  make_eval_step, evaluate
 checkpoint  Checkpoints, Restored, CheckpointError
 workdir     check_config, ConfigMismatch
-loop        fit, FitResult, StopOnSignal, TrainingDiverged
+loop        fit, FitResult, TrainingDiverged
+signals     StopOnSignal: SIGTERM saves and ends the run, in all processes at the same step
+watchdog    Watchdog: a process that waits for one that is gone ends, with one line
 """
 
 from memjax.training import tables
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from memjax.training.evaluation import evaluate, make_eval_step
 from memjax.training.language import language_model_loss
-from memjax.training.loop import FitResult, StopOnSignal, TrainingDiverged, fit
+from memjax.training.loop import FitResult, TrainingDiverged, fit
 from memjax.training.losses import bits_per_byte, bits_per_token, next_token_loss
 from memjax.training.optimizer import (
   TABLES,
@@ -51,7 +53,9 @@ from memjax.training.optimizer import (
   table_names,
   warmup_decay,
 )
+from memjax.training.signals import StopOnSignal
 from memjax.training.step import LossOutput, TrainState, init_train_state, make_train_step
+from memjax.training.watchdog import Watchdog
 from memjax.training.workdir import ConfigMismatch, check_config
 
 __all__ = [
@@ -65,6 +69,7 @@ __all__ = [
   "StopOnSignal",
   "TrainState",
   "TrainingDiverged",
+  "Watchdog",
   "bits_per_byte",
   "bits_per_token",
   "check_config",

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,35 +10,13 @@ from typing import Any, Protocol
 import jax
 
 from memjax.training.checkpoint import Checkpoints
+from memjax.training.signals import StopOnSignal
 from memjax.training.step import TrainState
+from memjax.training.watchdog import Watchdog
 
 
 class TrainingDiverged(RuntimeError):
   """Too many steps in a row were not finite."""
-
-
-class StopOnSignal:
-  """A context in which SIGTERM (or other signals) sets `requested` instead of ending the process.
-
-  Enter it early in a script and pass it to `fit`: then a signal before the first step is not lost
-  either. Outside of the main thread, where Python takes no signals, it does nothing.
-  """
-
-  def __init__(self, signals=(signal.SIGTERM,)):
-    self.signals, self.requested, self._before = tuple(signals), False, {}
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._request) for number in self.signals}
-    return self
-
-  def _request(self, number, frame):
-    self.requested = True
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-    self._before = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +54,7 @@ def fit(
   on_start: Callable | None = None, on_step: Callable | None = None,
   on_evaluation: Callable | None = None, on_checkpoint: Callable | None = None,
   extra: Callable[[], dict] = dict, place: Callable = jax.device_put,
-  stop: StopOnSignal | None = None,
+  stop: StopOnSignal | None = None, watchdog: Watchdog | None = None,
 ) -> FitResult:  # fmt: skip
   """Trains up to step `steps`, from the newest checkpoint if there is one.
 
@@ -106,6 +82,7 @@ def fit(
     extra: returns JSON values to save with each checkpoint.
     place: `batch -> batch` on the device.
     stop: entered by the caller already; None: SIGTERM is watched during the call.
+    watchdog: entered by the caller already; it is told of each step, evaluation and save.
 
   Raises:
     TrainingDiverged: see `max_bad_steps`.
@@ -126,12 +103,13 @@ def fit(
   run = _Run(
     state, batches, place, steps, evaluate, evaluate_every, best_metric, until, checkpoints,
     save_every, max_bad_steps, on_step or _quiet, on_evaluation or _quiet,
-    on_checkpoint or _quiet, extra,
+    on_checkpoint or _quiet, extra, watchdog or Watchdog(0),
   )  # fmt: skip
   with StopOnSignal() if stop is None else contextlib.nullcontext(stop) as stop:
-    saved_extra = run.resume()
-    (on_start or _quiet)(run.step, saved_extra)
-    run.train(step_fn, stop)
+    with run.watchdog.part():
+      saved_extra = run.resume()
+      (on_start or _quiet)(run.step, saved_extra)
+      run.train(step_fn, stop)
   return FitResult(run.state, run.step, run.best, run.best_step, run.seconds, not run.ended)
 
 
@@ -158,6 +136,7 @@ class _Run:
   on_evaluation: Callable
   on_checkpoint: Callable
   extra: Callable
+  watchdog: Watchdog
   step: int = 0
   position: Any = None  # in the data, after the batch of `step`; the iterator is one batch ahead
   saved: int = 0
@@ -168,6 +147,7 @@ class _Run:
   clock: float = 0.0
 
   def resume(self) -> dict:
+    self.watchdog.begin("the reading of the newest checkpoint")
     restored = self.checkpoints.restore(self.state) if self.checkpoints is not None else None
     if restored is None:
       return {}
@@ -185,8 +165,9 @@ class _Run:
   def train(self, step_fn: Callable, stop: StopOnSignal):
     pending, self.clock = None, time.perf_counter()
     batch = self.fetch()
-    while batch is not None and not (stop.requested or self.satisfied):
+    while batch is not None and not (stop.agreed() or self.satisfied):
       arrays, self.position = batch
+      self.watchdog.begin("step", self.step + 1)
       self.state, metrics = step_fn(self.state, arrays)
       self.step += 1
       batch = self.fetch()  # this and the report of the step before, while the device computes
@@ -203,6 +184,7 @@ class _Run:
     """The next batch, on its way to the device, and the position after it; None at the end."""
     if self.ended:
       return None
+    self.watchdog.begin("the reading of the batch of step", self.step + 1)
     try:
       batch = self.place(next(self.batches))
     except StopIteration:
@@ -216,6 +198,7 @@ class _Run:
     if pending is None:
       return
     step, metrics = pending
+    self.watchdog.begin("step", step)
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
     self.tick()
     self.on_step(step, {**metrics, "seconds": self.seconds})
@@ -236,6 +219,7 @@ class _Run:
     """Evaluates and saves what is due, off the clock; in this order: the checkpoint knows of it."""
     metric = is_best = None
     if self.evaluate is not None and self.due(self.evaluate_every):
+      self.watchdog.begin("the evaluation after step", self.step)
       metrics = self.evaluate(self.state)
       metric = float(metrics[self.best_metric])
       is_best = math.isfinite(metric) and (self.best is None or metric < self.best)
@@ -258,6 +242,7 @@ class _Run:
       "satisfied": self.satisfied,
       "extra": self.extra(),
     }
+    self.watchdog.begin("the checkpoint of step", self.step)
     seconds = self.checkpoints.save(self.step, self.state, progress, metric)
     self.saved = self.step
     self.on_checkpoint(self.step, seconds)
@@ -266,6 +251,7 @@ class _Run:
     if self.step > self.saved:
       self.save(None)
     if self.checkpoints is not None:
+      self.watchdog.begin("the writing of the checkpoint of step", self.saved)
       self.checkpoints.wait()
     if not (self.ended or stop.requested):
       raise RuntimeError(f"the batches ended after {self.step} of {self.steps} steps")
