@@ -1,29 +1,14 @@
 """What devices exchange in a compiled program, and what they should."""
 
-import math
-import re
+from memjax.testing.collectives import collectives
+from memjax.testing.hlo import arrays as shapes
 
-KINDS = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-
-
-def shapes(text):
-  """(dtype, sizes) of every array named in a piece of HLO."""
-  return [
-    (dtype, tuple(int(n) for n in sizes.split(",") if n))
-    for dtype, sizes in re.findall(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]", text)
-  ]
-
-
-def size(array):
-  """Bytes of (dtype, sizes)."""
-  return BYTES[array[0]] * math.prod(array[1])
+__all__ = ["expected", "found", "shapes"]
 
 
 def found(compiled):
   """(kind, bytes that a device holds after it) of every collective, sorted."""
-  lines = re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", compiled.as_text())
-  return sorted((kind, sum(map(size, shapes(result)))) for result, kind in lines)
+  return sorted((one.kind, one.held) for one in collectives(compiled.as_text()))
 
 
 def expected(cut, *, tokens, slots, dim, table_rows):
