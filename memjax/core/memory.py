@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import channel
+from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
 
 
@@ -53,11 +54,14 @@ class Memory(nnx.Module, abc.ABC):
     residual: True: a `Stack` adds the output to its input; False: the output is the layer's new
       activation itself.
     causal: False for a memory over a set or an encoder; the causality law is then not asked of it.
+    cuts_time: tokens may lie cut over devices along time (`core.sharding`): each is worked on
+      alone, or what must cross the borders does. False: all tokens must be on every device.
   """
 
   granularity: int = 1
   residual: bool = True
   causal: bool = True
+  cuts_time: bool = False
 
   @abc.abstractmethod
   def init_state(self, batch: int) -> Any:
@@ -80,6 +84,16 @@ class Memory(nnx.Module, abc.ABC):
     Returns:
       y: `[B, T, D]`, dtype of x.   state: structure, shapes and dtypes as given.
     """
+
+  def check_layout(self, sharding: SequenceSharding, length: int | None) -> None:
+    """Raises ValueError if the memory cannot work on `length` tokens that lie so on a mesh."""
+    if sharding.time and not self.cuts_time and not sharding.gather_time:
+      cut = " * ".join(f"{axis}={sharding.mesh.shape[axis]}" for axis in sharding.time)
+      raise ValueError(
+        f"{type(self).__name__} goes through the tokens one after another, but time is cut over "
+        f"{cut}: every device would gather the whole sequence. Leave time whole "
+        "(rules | {'time': None}), or ask for it with gather_time=True"
+      )
 
 
 def clean(x: jax.Array, valid: jax.Array | None) -> jax.Array:

@@ -2,7 +2,8 @@
 batches alike.
 
 `init` makes a model in pieces, `place` cuts one that is there; both tell its lookups how the tables
-lie (`core.sharded`), so that the model can then be called, scanned and trained as any other.
+lie (`core.sharded`) and its layers how the tokens do (`core.sequence_sharding`), so that the model
+can then be called, scanned and trained as any other. `check_layout` says beforehand what is wrong.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from memjax.core.module import replace, submodules, variable_axes
+from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import axes
 from memjax.core.table_sharding import Names, TableSharding
 
@@ -36,7 +38,7 @@ DEFAULT_RULES: Rules = {
   "memory": None,
   "window": None,
   "layers": None,
-  "time": None,
+  "time": "context",
 }
 
 
@@ -123,8 +125,19 @@ def state_shardings(state, mesh: Mesh, rules: Rules = DEFAULT_RULES):
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
-  """Sharding of `[B, T, ...]` inputs: the batch axis only."""
-  return NamedSharding(mesh, spec(("batch",), mesh, rules))
+  """Sharding of `[B, T, ...]` inputs: the batch axis, and time where the mesh cuts it."""
+  batch, time = spec(("batch", "time"), mesh, rules)
+  return NamedSharding(mesh, PartitionSpec(batch) if time is None else PartitionSpec(batch, time))
+
+
+def _cuts(mesh: Mesh, rules: Rules) -> Callable[..., list[Names]]:
+  """The mesh axes of more than one device that cut logical axes of one array."""
+
+  def cut(*names: str) -> list[Names]:
+    parts = [(part,) if isinstance(part, str) else part or () for part in spec(names, mesh, rules)]
+    return [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in parts]
+
+  return cut
 
 
 def table_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | None:
@@ -133,17 +146,26 @@ def table_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | 
   Raises:
     ValueError: tokens are cut over a part of the mesh axes that cut a table.
   """
-
-  def cut(*names: str) -> list[Names]:
-    parts = [(part,) if isinstance(part, str) else part or () for part in spec(names, mesh, rules)]
-    return [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in parts]
-
+  cut = _cuts(mesh, rules)
   rows, columns = cut("rows", "value")
-  batch, time = cut("batch", "time")
-  heads = tuple(axis for axis in cut("heads")[0] if axis not in batch + time)
+  batch, time, heads = cut("batch", "time", "heads")
   if not rows + columns + batch + time + heads:
     return None
   return TableSharding(mesh, rows=rows, columns=columns, batch=batch, time=time, heads=heads)
+
+
+def sequence_sharding(
+  mesh: Mesh, rules: Rules = DEFAULT_RULES, *, method: str = "ring", gather_time: bool = False
+) -> SequenceSharding | None:
+  """How tokens and heads lie on a mesh; None where nothing of them is cut.
+
+  Args:
+    method, gather_time: see `SequenceSharding`.
+  """
+  batch, time, heads = _cuts(mesh, rules)("batch", "time", "heads")
+  if not batch + time + heads:
+    return None
+  return SequenceSharding(mesh, batch, time, heads, method, gather_time)
 
 
 def shardings_of(tree):
@@ -156,28 +178,71 @@ def shardings_of(tree):
 
 
 def sharding_of_tables(model) -> TableSharding | None:
-  """What `with_tables` has told the model's lookups."""
+  """What `with_layout` has told the model's lookups."""
   told = (getattr(module, "table_sharding", None) for module in submodules(model))
   return next((sharding for sharding in told if sharding is not None), None)
 
 
-def with_tables(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
-  """The model, with lookups that know how its tables lie; arrays stay where they are."""
-  if not any("table_sharding" in vars(module) for module in submodules(model)):
-    return model
-  return replace(model, table_sharding=table_sharding(mesh, rules))
+def with_layout(
+  model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, method: str = "ring",
+  gather_time: bool = False,
+) -> M:  # fmt: skip
+  """The model, with lookups that know how its tables lie, and layers that know how its tokens do;
+  arrays stay where they are.
+
+  Args:
+    method, gather_time: see `SequenceSharding`.
+  """
+  told = {
+    "table_sharding": table_sharding(mesh, rules),
+    "sequence_sharding": sequence_sharding(mesh, rules, method=method, gather_time=gather_time),
+  }
+  known = {name for module in submodules(model) for name in told if name in vars(module)}
+  return replace(model, **{name: told[name] for name in known}) if known else model
 
 
-def place(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
+def check_layout(
+  model, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, batch: int | None = None,
+  length: int | None = None, method: str = "ring", gather_time: bool = False,
+) -> None:  # fmt: skip
+  """Raises ValueError with the reason if a model (concrete or abstract) cannot lie on a mesh so.
+
+  Args:
+    batch, length: rows and tokens of a call, if known.
+    method, gather_time: see `SequenceSharding`.
+  """
+  table = table_sharding(mesh, rules)
+  tokens = sequence_sharding(mesh, rules, method=method, gather_time=gather_time)
+  for module in submodules(model):
+    check = getattr(module, "check_layout", None)
+    if check is not None and tokens is not None:
+      check(tokens, length)
+    heads = getattr(module, "heads", None)
+    if table is not None and "table_sharding" in vars(module) and heads is not None:
+      table.divide(heads=(heads, table.heads))
+  if tokens is not None and batch is not None:
+    tokens.divide(batch=(batch, tokens.batch))
+  if tokens is not None and length is not None:
+    tokens.divide(length=(length, tokens.time))
+  model_shardings(model, mesh, rules)
+  if batch is not None and hasattr(model, "init_state"):
+    state_shardings(jax.eval_shape(lambda m: m.init_state(batch), model), mesh, rules)
+
+
+def place(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES, **options) -> M:
   """A model cut over a mesh.
+
+  Args:
+    **options: of `with_layout`.
 
   Raises:
     ValueError: an axis does not divide.
   """
-  return with_tables(jax.device_put(model, model_shardings(model, mesh, rules)), mesh, rules)
+  placed = jax.device_put(model, model_shardings(model, mesh, rules))
+  return with_layout(placed, mesh, rules, **options)
 
 
-def init(make: Callable[[], M], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
+def init(make: Callable[[], M], mesh: Mesh, rules: Rules = DEFAULT_RULES, **options) -> M:
   """The model that `make()` returns, cut over a mesh from the start.
 
   No array is ever whole on a device or a host: each device draws its own piece. A key's numbers
@@ -186,9 +251,10 @@ def init(make: Callable[[], M], mesh: Mesh, rules: Rules = DEFAULT_RULES) -> M:
 
   Args:
     make: `lambda: LanguageModel(..., rngs=nnx.Rngs(0))`.
+    **options: of `with_layout`.
 
   Raises:
     ValueError: an axis does not divide.
   """
   shardings = model_shardings(jax.eval_shape(make), mesh, rules)
-  return with_tables(jax.jit(make, out_shardings=shardings)(), mesh, rules)
+  return with_layout(jax.jit(make, out_shardings=shardings)(), mesh, rules, **options)

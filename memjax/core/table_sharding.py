@@ -29,6 +29,19 @@ def part(axes: Names):
   return axes if len(axes) > 1 else (axes[0] if axes else None)
 
 
+def ways(mesh: Mesh, axes: Names) -> int:
+  """Into how many pieces mesh axes cut."""
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def divide(mesh: Mesh, **sizes: tuple[int, Names]) -> None:
+  """Raises ValueError unless every size is divisible by what its mesh axes cut it into."""
+  for name, (size, axes) in sizes.items():
+    if size % ways(mesh, axes):
+      by = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+      raise ValueError(f"{name}={size} is not divisible by {by}")
+
+
 def psum(a: jax.Array, axes: Names) -> jax.Array:
   """The sum over mesh axes, of which there may be none."""
   return jax.lax.psum(a, axes) if axes else a
@@ -91,7 +104,7 @@ class TableSharding:
 
   def ways(self, axes: Names) -> int:
     """Into how many pieces mesh axes cut."""
-    return math.prod(self.mesh.shape[axis] for axis in axes)
+    return ways(self.mesh, axes)
 
   def table_spec(self, *, columns: bool = True, stack: int = 0) -> PartitionSpec:
     """Of a table `[*L, N, dv]`, `stack` axes L; of `[*L, N, ...]` beside it if not `columns`."""
@@ -118,10 +131,7 @@ class TableSharding:
 
   def divide(self, **sizes: tuple[int, Names]) -> None:
     """Raises ValueError unless every size is divisible by what its mesh axes cut it into."""
-    for name, (size, axes) in sizes.items():
-      if size % self.ways(axes):
-        ways = " * ".join(f"{axis}={self.mesh.shape[axis]}" for axis in axes)
-        raise ValueError(f"{name}={size} is not divisible by {ways}")
+    divide(self.mesh, **sizes)
 
   # ---- inside of `shard_map`, t tokens on this device
 

@@ -34,6 +34,8 @@ class MemoryPlus(Memory):
   State: `Stateless`. Emits "ids" and "weights" for `parametric.usage`.
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

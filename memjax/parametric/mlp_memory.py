@@ -51,6 +51,7 @@ class MLPMemory(Memory):
   """
 
   residual = False
+  cuts_time = True
 
   def __init__(
     self,

@@ -40,6 +40,8 @@ class PEER(Memory):
   "weights" (g, for `parametric.usage`), "batch_stats" (`BatchNorm`).
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

@@ -35,6 +35,8 @@ class ProductKeyMemory(Memory):
   State: `Stateless`. Emits "ids" and "weights" (`parametric.usage`), "batch_stats" (`BatchNorm`).
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

@@ -43,6 +43,8 @@ class UltraMem(Memory):
   (`refresh_singular_vectors`).
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

@@ -55,6 +55,8 @@ class UltraMemV2(Memory):
   `parametric.usage`. Fixed arrays as in `UltraMem`.
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

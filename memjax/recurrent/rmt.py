@@ -94,6 +94,7 @@ class RecurrentMemoryTransformer(Memory):
   """
 
   residual = False
+  cuts_time = True
 
   def __init__(
     self, dim: int, *, body: Callable[..., Memory], segment: int, memory: int,

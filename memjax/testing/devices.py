@@ -99,7 +99,7 @@ def _place(big: Case, args: tuple, mesh: Mesh, rules: core.Rules) -> tuple:
   if context is not None:
     shared, tokens = jax.device_put((context.shared, context.tokens), (everywhere, rows))
     context = type(context)(context.key, shared, tokens)
-  told = split(core.with_tables(join(params, rest), mesh, rules))[1]
+  told = split(core.with_layout(join(params, rest), mesh, rules))[1]
   rest = type(rest)(parameters(rest.arrays), rest.names, told.structure)
   x_float, x, reset, valid, weights = jax.device_put((x_float, x, reset, valid, weights), rows)
   state_weights = jax.device_put(state_weights, everywhere)

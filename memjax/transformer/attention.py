@@ -45,6 +45,8 @@ class Attention(Memory):
   State: `cache.KVCache`; `Stateless` without capacity.
   """
 
+  cuts_time = True
+
   def __init__(
     self, dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
     window: int | None = None, capacity: int = 0, rotary: float | None = 10_000.0,
@@ -62,7 +64,7 @@ class Attention(Memory):
     self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
     self.window, self.capacity, self.rotary, self.span = window, capacity, rotary, span
     self.cache_dtype = jnp.dtype(cache_dtype)
-    self.causal = span is None
+    self.causal, self.sequence_sharding = span is None, None
     make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
     self.query = Linear(dim, heads * head_dim, axes=("embed", "heads"), **make)
     self.key = Linear(dim, kv_heads * head_dim, axes=("embed", "heads"), **make)

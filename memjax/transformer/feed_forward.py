@@ -24,6 +24,8 @@ class FeedForward(Memory):
     bias: biases in all the projections.
   """
 
+  cuts_time = True
+
   def __init__(
     self,
     dim: int,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import Context, Memory, checks, param
+from memjax.core.sequence_sharding import constrain
 
 
 class LanguageModel(Memory):
@@ -28,6 +29,8 @@ class LanguageModel(Memory):
   State: the body's. An id outside 0..vocab-1 gives NaN logits for its row from there on, never
     another id's embedding.
   """
+
+  cuts_time = True
 
   def __init__(
     self,
@@ -50,6 +53,7 @@ class LanguageModel(Memory):
     )
     self.body = body(dim, rngs=rngs)
     self.shared = nnx.Dict({name: factory(rngs=rngs) for name, factory in (shared or {}).items()})
+    self.sequence_sharding = None  # how tokens lie on a mesh; see `core.sharding`
     self.granularity, self.causal = self.body.granularity, self.body.causal
 
   def init_state(self, batch: int):
@@ -58,9 +62,8 @@ class LanguageModel(Memory):
   def embed(self, ids: jax.Array) -> jax.Array:
     """Embeddings `[B, T, D]` of `ids [B, T]`, in the compute dtype."""
     ids = jnp.where(ids < 0, self.vocab, ids)  # a negative index would count from the end
-    return jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan).astype(
-      self.dtype
-    )
+    x = jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+    return constrain(x.astype(self.dtype), self.sequence_sharding)
 
   def logits(self, h: jax.Array) -> jax.Array:
     """Logits `[B, T, vocab]` float32 of the body's output `h [B, T, D]`."""

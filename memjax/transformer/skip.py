@@ -43,6 +43,7 @@ class Skip(Memory):
   """
 
   residual = False
+  cuts_time = True
 
   def __init__(
     self, dim: int, *, layers: Sequence[Factory], memory: Factory, at: int = 0,

@@ -13,6 +13,7 @@ from flax import nnx
 from memjax.core import Memory, as_state, channel, checks, clean
 from memjax.core.layers import RMSNorm, dropout
 from memjax.core.module import stack, without_held
+from memjax.core.sequence_sharding import constrain
 from memjax.core.state import stack_depths, stack_key
 
 Factory = Callable[..., Memory]  # factory(dim, rngs=rngs)
@@ -36,17 +37,21 @@ class Layer(nnx.Module):
   False`."""
 
   def __init__(self, memory: Memory, dim: int, norm: Callable, rngs: nnx.Rngs):
-    self.memory = memory
+    self.memory, self.sequence_sharding = memory, None
     self.norm = norm(dim, rngs=rngs) if memory.residual else None
 
   def __call__(self, x, state, *, reset, valid, context, rate: float):
-    if self.norm is None:
-      return self.memory(x, state, reset=reset, valid=valid, context=context)
-    h = self.norm(x)
-    channel.emit("input", h)
+    h = x if self.norm is None else self.norm(x)
+    if self.norm is not None:
+      channel.emit("input", h)
+    if self.sequence_sharding is not None:
+      self.memory.check_layout(self.sequence_sharding, x.shape[1])
+      h = constrain(h, self.sequence_sharding, whole=not self.memory.cuts_time)
     y, state = self.memory(h, state, reset=reset, valid=valid, context=context)
-    key = None if context is None or context.key is None else jax.random.fold_in(context.key, 1)
-    return x + dropout(y, rate, key), state
+    if self.norm is not None:
+      key = None if context is None or context.key is None else jax.random.fold_in(context.key, 1)
+      y = x + dropout(y, rate, key)
+    return constrain(y, self.sequence_sharding), state
 
 
 class Stack(Memory):
@@ -72,6 +77,7 @@ class Stack(Memory):
   """
 
   residual = False
+  cuts_time = True
 
   def __init__(
     self,
