@@ -191,6 +191,16 @@ def flatten(tree) -> dict[str, Any]:
   return flat
 
 
+def named_leaves(tree) -> list[tuple[Any, tuple[str, ...], bool]]:
+  """For each leaf, in the order of `jax.tree.leaves`: the leaf, the names that `flatten` gives it,
+  and whether it stacks layers; then there is one name for each index of its axis 0."""
+  found = []
+  for (name, _), leaf in zip(_named_leaves(tree), jax.tree.leaves(tree), strict=True):
+    paths = _depth_names(name)
+    found.append((leaf, tuple(path for path, _ in paths), paths[0][1] is not None))
+  return found
+
+
 def unflatten(template, flat: dict[str, Any]):
   """The pytree of `template`'s structure with the arrays of `flat`, the reverse of `flatten`.
 
@@ -250,6 +260,7 @@ __all__ = [
   "hold",
   "join",
   "layer_keys",
+  "named_leaves",
   "param",
   "replace",
   "split",

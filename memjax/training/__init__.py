@@ -34,6 +34,7 @@ step        TrainState, init_train_state, make_train_step, LossOutput. A loss fu
             finite, skipped, streak, and the loss function's own (language: nats)
 evaluation  make_eval_step, evaluate
 checkpoint  Checkpoints, Restored, CheckpointError
+export      save_safetensors, load_safetensors: parameters in the common exchange format
 workdir     check_config, ConfigMismatch
 loop        fit, FitResult, TrainingDiverged
 signals     StopOnSignal: SIGTERM saves and ends the run, in all processes at the same step
@@ -43,6 +44,7 @@ watchdog    Watchdog: a process that waits for one that is gone ends, with one l
 from memjax.training import tables
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from memjax.training.evaluation import evaluate, make_eval_step
+from memjax.training.export import load_safetensors, save_safetensors
 from memjax.training.language import language_model_loss
 from memjax.training.loop import FitResult, TrainingDiverged, fit
 from memjax.training.losses import bits_per_byte, bits_per_token, next_token_loss
@@ -78,10 +80,12 @@ __all__ = [
   "fit",
   "init_train_state",
   "language_model_loss",
+  "load_safetensors",
   "make_eval_step",
   "make_optimizer",
   "make_train_step",
   "next_token_loss",
+  "save_safetensors",
   "table_names",
   "tables",
   "warmup_decay",
