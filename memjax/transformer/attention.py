@@ -8,7 +8,7 @@ from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
 from memjax.transformer import cache as kv
 from memjax.transformer.attend import attend
-from memjax.transformer.rotary import rotate
+from memjax.transformer.rotary import PLAIN, Rotary, rotate
 
 _LARGEST = 1e15  # of a query's or key's entries: their products stay finite
 
@@ -35,7 +35,10 @@ class Attention(Memory):
     head_dim: width K of a head; dim / heads when None.
     window: each token sees itself and the `window - 1` tokens before it; all when None.
     capacity: tokens that full attention can carry; 0 carries nothing.
-    rotary: base of the rotary positions; None for no positions.
+    rotary: base and scaling of the rotary positions; None for no positions. A scaling that depends
+      on the text's length gets `window`, else `capacity`, else the call's T.
+    positions: name of a `context.tokens` entry `[B, T]` of an integer dtype that rotary positions
+      are read from (skipped positions in training); None: the count above. Masks always count.
     qk_norm: RMS-normalise queries and keys of each head before they are rotated (arXiv 2302.05442).
     bias: biases in all the projections.
     span: name of a `context.tokens` entry `[B, T]` of an integer dtype. Tokens of one call with the
@@ -49,9 +52,9 @@ class Attention(Memory):
 
   def __init__(
     self, dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
-    window: int | None = None, capacity: int = 0, rotary: float | None = 10_000.0,
-    qk_norm: bool = False, bias: bool = False, span: str | None = None, cache_dtype=jnp.float32,
-    param_dtype=jnp.float32, rngs: nnx.Rngs,
+    window: int | None = None, capacity: int = 0, rotary: Rotary | None = PLAIN,
+    positions: str | None = None, qk_norm: bool = False, bias: bool = False,
+    span: str | None = None, cache_dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     checks.positive(dim=dim, heads=heads)
     if head_dim is None:
@@ -60,9 +63,10 @@ class Attention(Memory):
     kv_heads = heads if kv_heads is None else kv_heads
     checks.positive(head_dim=head_dim)
     checks.divides("kv_heads", kv_heads, "heads", heads)
-    _check_options(head_dim, window, capacity, rotary)
+    _check_options(head_dim, window, capacity, rotary, positions)
     self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
     self.window, self.capacity, self.rotary, self.span = window, capacity, rotary, span
+    self.positions = positions
     self.cache_dtype = jnp.dtype(cache_dtype)
     self.causal, self.sequence_sharding = span is None, None
     make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
@@ -87,18 +91,24 @@ class Attention(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     self._check_state(x, state)
-    span = None
-    if self.span is not None:
-      span = checks.context_entry(self, context, "tokens", self.span)
-      _check_span(self.span, span, x.shape[:2])
+    span = self._entry(self.span, context, x)
+    places = self._entry(self.positions, context, x)
     length = state.length if self.slots else None
     at = kv.positions(x.shape[:2], length, reset, valid)
-    q, k, v = self._project(clean(x, valid), at)
+    q, k, v = self._project(clean(x, valid), at if places is None else places)
     if not self.slots:
       y = self._within(q, k, v, at, reset, valid, span)
     else:
       y, state = self._carry(q, k, v, at, state, reset, valid, span)
     return self.out(y.reshape(*x.shape[:2], -1)), state
+
+  def _entry(self, name, context, x):
+    """`context.tokens[name] [B, T]`; None without a name."""
+    if name is None:
+      return None
+    entry = checks.context_entry(self, context, "tokens", name)
+    _check_entry(name, entry, x.shape[:2])
+    return entry
 
   def _project(self, x, at):
     q, k, v = (
@@ -109,7 +119,8 @@ class Attention(Memory):
     if self.query_norm is not None and self.key_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary is not None:
-      q, k = rotate(q, at, self.rotary), rotate(k, at, self.rotary)
+      length = self.window or self.capacity or x.shape[1]
+      q, k = (rotate(a, at, self.rotary, length=length) for a in (q, k))
     if self.slots:  # as later calls will see them
       k, v = k.astype(self.cache_dtype), v.astype(self.cache_dtype)
     return q, k, v
@@ -207,24 +218,26 @@ def _mend(cache):
   return kv.restart(cache, finite), ~finite
 
 
-def _check_options(head_dim, window, capacity, rotary):
+def _check_options(head_dim, window, capacity, rotary, positions):
   if window is not None:
     checks.positive(window=window)
   if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 0:
     raise ValueError(f"capacity={capacity!r} must be an integer >= 0 (0 carries nothing)")
   if rotary is None:
+    if positions is not None:
+      raise ValueError(f"positions={positions!r} is read by rotary positions only; rotary is None")
     return
-  if isinstance(rotary, bool) or not rotary > 0:
-    raise ValueError(f"rotary={rotary!r} must be a base > 0, such as 10_000.0, or None")
+  if not isinstance(rotary, Rotary):
+    raise TypeError(f"rotary={rotary!r} must be a Rotary, such as Rotary(base=10_000.0), or None")
   if head_dim % 2:
     raise ValueError(
       f"head_dim={head_dim} is odd; rotary positions turn pairs: use {head_dim + 1} or rotary=None"
     )
 
 
-def _check_span(name, span, shape):
-  if tuple(span.shape) != tuple(shape) or not jnp.issubdtype(span.dtype, jnp.integer):
+def _check_entry(name, entry, shape):
+  if tuple(entry.shape) != tuple(shape) or not jnp.issubdtype(entry.dtype, jnp.integer):
     raise ValueError(
-      f"context.tokens[{name!r}] is {span.dtype}{list(span.shape)}; "
+      f"context.tokens[{name!r}] is {entry.dtype}{list(entry.shape)}; "
       f"it must be integers [B, T] = {list(shape)}"
     )

@@ -8,9 +8,11 @@ from flax import nnx
 
 from memjax.core import Context, Memory
 from memjax.testing import Task
-from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
+from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack
+from memjax.transformer.rope_scaling import YaRN
 from tests.registry import Row
 
+SCALED = Rotary(scaling=YaRN(4.0, original_length=8))
 CAPACITY = 32  # the laws insert padding, so calls get longer than `Row.length`
 
 attention = functools.partial(Attention, heads=2, capacity=CAPACITY)
@@ -32,16 +34,18 @@ def _ids(key, batch, length):
 
 
 def _spans(batch, length):
-  """The first quarter of each half of the tokens is a span: the laws cut at quarters."""
+  """The first quarter of each half of the tokens is a span: the laws cut at quarters. Positions
+  have gaps."""
   quarter = jnp.arange(length) // (length // 4)
   span = jnp.where(quarter % 2 == 0, 1 + quarter, 0)
-  return Context(tokens={"span": jnp.tile(span[None], (batch, 1))})
+  tokens = {"span": span, "positions": 3 * jnp.arange(length)}
+  return Context(tokens={name: jnp.tile(a[None], (batch, 1)) for name, a in tokens.items()})
 
 
 ROWS: list[Row] = [
   Row("feed-forward", lambda rngs: hidden(4, rngs=rngs), dim=4),
   Row("feed-forward-gated", lambda rngs: hidden(4, gated=True, bias=True, rngs=rngs), dim=4),
-  Row("attention", lambda rngs: attention(4, kv_heads=2, rngs=rngs), dim=4),
+  Row("attention", lambda rngs: attention(4, kv_heads=2, rotary=SCALED, rngs=rngs), dim=4),
   Row(
     "attention-window",
     lambda rngs: window(4, head_dim=4, kv_heads=1, qk_norm=True, bias=True, rngs=rngs),
@@ -56,7 +60,7 @@ ROWS: list[Row] = [
   ),
   Row(
     "attention-spans",
-    lambda rngs: attention(4, span="span", rngs=rngs),
+    lambda rngs: attention(4, span="span", positions="positions", rngs=rngs),
     dim=4,
     extras=_spans,
     exempt={"split:decoding": "a span sees all of its own tokens, so it stands in one call"},

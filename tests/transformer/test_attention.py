@@ -277,12 +277,17 @@ def test_decoding_a_deep_stack_works_in_place():
     ({"head_dim": 0}, "head_dim=0"),
     ({"window": 0}, "window=0"),
     ({"capacity": -1}, "capacity=-1"),
-    ({"rotary": True}, "rotary=True"),
+    ({"rotary": None, "positions": "positions"}, "positions='positions' is read by rotary"),
   ],
 )
 def test_bad_sizes(options, words):
   with pytest.raises(ValueError, match=words):
     make(**options)
+
+
+def test_rotary_is_a_rotary():
+  with pytest.raises(TypeError, match="rotary=10000.0 must be a Rotary"):
+    make(rotary=10_000.0)
 
 
 def test_bad_calls():
