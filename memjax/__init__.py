@@ -15,6 +15,7 @@ from memjax import core, parametric, recurrent, slots, transformer
 from memjax.core import (
   Context,
   Memory,
+  Replay,
   Stateless,
   abstract_state,
   as_state,
@@ -46,6 +47,7 @@ def __getattr__(name: str):
 __all__ = [
   "Context",
   "Memory",
+  "Replay",
   "Stateless",
   "abstract_state",
   "as_state",

@@ -16,6 +16,7 @@ from memjax.core.module import (
   submodules,
   unflatten,
 )
+from memjax.core.replay import Replay, replay_scan
 from memjax.core.state import (
   Axes,
   Stateless,
@@ -38,6 +39,7 @@ __all__ = [
   "Fixed",
   "Memory",
   "Param",
+  "Replay",
   "Stateless",
   "Table",
   "abstract_state",
@@ -57,6 +59,7 @@ __all__ = [
   "param",
   "put_rows",
   "replace",
+  "replay_scan",
   "scan",
   "segments",
   "select",

@@ -136,11 +136,15 @@ def wanted(fn, *args) -> dict:
   return frame.wanted
 
 
-def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
-  """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step)."""
-  if not collecting():
-    return jax.lax.scan(body, carry, xs, length, unroll=unroll)
+def scan(body, carry, xs, length: int | None = None, unroll: int = 1, loop=jax.lax.scan):
+  """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step).
+
+  Args:
+    loop: what runs the steps, called as `loop(body, carry, xs, length, unroll=)`.
+  """
   steps = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+  if not collecting():
+    return loop(body, carry, xs, steps, unroll=unroll)
   asked = wanted(body, carry, jax.tree.map(lambda a: a[0], xs))
   taps = {key: tap(key, (steps, *s.shape), s.dtype) for key, s in sorted(asked.items())}
 
@@ -150,7 +154,7 @@ def scan(body, carry, xs, length: int | None = None, unroll: int = 1):
       carry, y = body(carry, x)
     return carry, (y, frame.emitted)
 
-  carry, (ys, emitted) = jax.lax.scan(inner, carry, (xs, taps), steps, unroll=unroll)
+  carry, (ys, emitted) = loop(inner, carry, (xs, taps), steps, unroll=unroll)
   for key, value in sorted(emitted.items()):  # in the order of their taps
     emit(key, value)
   return carry, ys

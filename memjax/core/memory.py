@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import channel
+from memjax.core.replay import Replay, replay_scan
 from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
 
@@ -122,8 +122,9 @@ def segments(reset: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
 
 
 def scan(
-  step, x, state, *, init, reset=None, valid=None, context: Context | None = None, unroll: int = 1
-):
+  step, x, state, *, init, reset=None, valid=None, context: Context | None = None, unroll: int = 1,
+  remat: Replay | None = None,
+):  # fmt: skip
   """Runs `y_t, state = step(x_t, state, context_t)` over axis 1: the reference semantics of every
   memory.
 
@@ -133,6 +134,7 @@ def scan(
     x: `[B, T, D]`, or any pytree of `[B, T, ...]`.
     state: the state before the first token.   init: the state that a reset brings back.
     reset, valid, context: as in `Memory.__call__`.   unroll: steps a loop iteration.
+    remat: what back-propagation keeps of the steps; None: all that it needs.
 
   Returns:
     y: `[B, T, D']` (or the pytree that step returned), and the last state.
@@ -154,8 +156,8 @@ def scan(
 
   inputs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, reset, valid, tokens))
   inputs = (*inputs, jnp.arange(length))
-  if length == 1:  # decoding: no loop
+  if length == 1 and remat is None:  # decoding: no loop
     state, y = body(state, jax.tree.map(lambda a: a[0], inputs))
     return jax.tree.map(lambda a: a[:, None], y), state
-  state, y = channel.scan(body, state, inputs, unroll=unroll)
+  state, y = replay_scan(body, state, inputs, remat, unroll=unroll)
   return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y), state

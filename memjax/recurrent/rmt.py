@@ -16,6 +16,7 @@ from flax import nnx
 from memjax.core import (
   Context,
   Memory,
+  Replay,
   as_state,
   channel,
   checks,
@@ -26,6 +27,7 @@ from memjax.core import (
   select,
   submodules,
 )
+from memjax.core.replay import as_replay
 
 SPAN = "span"  # the entry of `context.tokens` that a body's attention reads
 TEXT, READ, WRITE = 0, 1, 2  # what it holds: tokens of one id other than 0 see each other
@@ -83,7 +85,8 @@ class RecurrentMemoryTransformer(Memory):
     segment: tokens g of a segment, memory tokens not counted.
     memory: memory tokens M; 0 is the body on isolated segments.
     causal_memory: memory tokens see each other in order only.
-    remat: None, or "full": back-propagation keeps what crosses the segments' borders only.
+    remat: None, or "full": back-propagation keeps what crosses the segments' borders only; or a
+      `Replay`, which can keep every s-th border, or keep them in the host's memory.
     init_std: standard deviation of the first memory; None: `LanguageModel`'s embedding's, D^-0.5.
 
   State: `RMTState`. Entries of `context.tokens` are cut along with the text, 0 at memory tokens.
@@ -98,15 +101,14 @@ class RecurrentMemoryTransformer(Memory):
 
   def __init__(
     self, dim: int, *, body: Callable[..., Memory], segment: int, memory: int,
-    causal_memory: bool = False, remat: str | None = None, init_std: float | None = None,
+    causal_memory: bool = False, remat: str | Replay | None = None, init_std: float | None = None,
     param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     checks.positive(dim=dim, segment=segment)
     if memory != 0:
       checks.positive(memory=memory)
-    checks.one_of("remat", remat, (None, "full"))
     self.dim, self.segment, self.memory = dim, segment, memory
-    self.causal_memory, self.remat = causal_memory, remat
+    self.causal_memory, self.remat = causal_memory, as_replay(remat)
     self.body = body(dim, rngs=rngs)
     self._check_body()
     self.granularity, self.causal = segment, _causal(self.body)
@@ -171,10 +173,9 @@ class RecurrentMemoryTransformer(Memory):
       context = context.with_tokens(fold(context.tokens))
     start, late = _resets(fold(reset), valid)
     active = None if valid is None else jnp.any(valid, axis=-1)
-    step = functools.partial(self._segment, in_loop=count > 1)
     y, border = scan(
-      step, (folded, valid, late), _Border(state.memory, state.filled),
-      init=self._border(batch), reset=start, valid=active, context=context,
+      self._segment, (folded, valid, late), _Border(state.memory, state.filled),
+      init=self._border(batch), reset=start, valid=active, context=context, remat=self.remat,
     )  # fmt: skip
     body = self.body.init_state(batch)
     if active is not None:  # a row without a valid token keeps its open segment
@@ -182,13 +183,9 @@ class RecurrentMemoryTransformer(Memory):
       body = select(jnp.any(touched, axis=1), body, state.body)
     return y.reshape(x.shape), RMTState(border.memory, body, border.filled)
 
-  def _segment(self, inputs, border, context, *, in_loop: bool):
+  def _segment(self, inputs, border, context):
     x, valid, late = inputs
-    args = (x, valid, border.memory, context)
-    if self.remat is None:
-      y, memory = self._read_text_write(*args)
-    else:
-      y, memory = channel.checkpoint(self._read_text_write, *args, prevent_cse=not in_loop)
+    y, memory = self._read_text_write(x, valid, border.memory, context)
     broken = (border.filled != 0)[:, None]
     broken = broken if late is None else broken | late
     filled = jnp.where(broken[:, -1], -1, 0)

@@ -14,8 +14,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Fixed, Memory, Param, as_state, checks, clean, late, leaf, param, scan
+from memjax.core import (
+  Fixed,
+  Memory,
+  Param,
+  Replay,
+  as_state,
+  checks,
+  clean,
+  late,
+  leaf,
+  param,
+  scan,
+)
 from memjax.core.layers import Linear
+from memjax.core.replay import as_replay
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM, MLP
 
@@ -77,6 +90,8 @@ class NeuralTuringMachine(Memory):
       name its slots, so that copying need not go on beyond the lengths it was trained on.
     learned_start: the LSTM's first state is trained; zeros otherwise.
     tanh: tanh on keys and added vectors; False leaves them linear.
+    remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
+      `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
 
   State: `NTMState`.
   """
@@ -85,7 +100,8 @@ class NeuralTuringMachine(Memory):
     self, dim: int, *, out: int | None = None, slots: int = 128, width: int = 20,
     read_heads: int = 1, write_heads: int = 1, controller: str = "lstm", hidden: int = 100,
     layers: int = 1, shift: int = 1, read_before_write: bool = True, start: str = "constant",
-    learned_start: bool = False, tanh: bool = True, param_dtype=jnp.float32, rngs: nnx.Rngs,
+    learned_start: bool = False, tanh: bool = True, remat: str | Replay | None = None,
+    param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     out = dim if out is None else out
     checks.positive(dim=dim, out=out, slots=slots, width=width, hidden=hidden, layers=layers)
@@ -100,6 +116,7 @@ class NeuralTuringMachine(Memory):
     self.dim, self.slots, self.width, self.shift = dim, slots, width, shift
     self.read_heads, self.write_heads = read_heads, write_heads
     self.read_before_write, self.tanh, self.start = read_before_write, tanh, start
+    self.remat = as_replay(remat)
     make = {"layers": layers, "param_dtype": param_dtype, "rngs": rngs}
     if controller == "lstm":
       self.controller = LSTM(dim, read_heads * width, hidden, learned_start=learned_start, **make)
@@ -151,7 +168,9 @@ class NeuralTuringMachine(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     inputs = self.controller.inputs(clean(x, valid)), late.factors(self.heads, *x.shape[:2])
     init = None if reset is None else _turn(self.init_state(x.shape[0]))
-    features, state = scan(self.step, inputs, _turn(state), init=init, reset=reset, valid=valid)
+    features, state = scan(
+      self.step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
+    )
     return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), _turn(state)
 
   def step(self, inputs, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
