@@ -13,6 +13,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from experiments import meshes
+
 
 def fail(message: str) -> NoReturn:
   """Ends the program with one line on standard error and exit status 2."""
@@ -72,6 +74,7 @@ def run_on_workdir(main: Callable, define: Callable = lambda: None) -> None:
   if not path.exists():
     fail(f"{path} does not exist; is --workdir the folder of a training run?")
   config = config_dict.ConfigDict(json.loads(path.read_text()))
+  config.mesh = config_dict.ConfigDict(meshes.SIZES)  # of this machine, not of the run's
   _check_fields(sys.argv, config)
   flag = config_flags.DEFINE_config_dict("config", config)
   flags.DEFINE_string("workdir", None, "folder of a training run")

@@ -3,7 +3,7 @@
 
 from absl import flags
 
-from experiments import cli, models, runs
+from experiments import cli, meshes, models, runs
 from experiments.console import table
 from memjax import training
 
@@ -24,7 +24,7 @@ def main(config, workdir) -> None:
     except training.CheckpointError as error:
       print(error)
       continue
-    found = training.evaluate(eval_step, state, batches)
+    found = training.evaluate(eval_step, state, batches, place=meshes.placing(config))
     bits = runs.bits_per_byte(found["nats"], corpus, flags.FLAGS.split)
     size = f"{models.parameters(state.model):,}"
     rows.append([name, str(step), size, f"{found['count']:,.0f}", f"{bits:.4f}"])

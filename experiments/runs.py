@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from experiments import models
+from experiments import meshes, models
 from memjax import data, training
 from memjax.core.module import variables
 
@@ -70,12 +70,22 @@ def tables_choice(config, model) -> str:
   return "lazy" if rows >= reads else "dense"
 
 
-def set_up(config, vocab: int, memory: str):
-  """The optimiser and the initial training state of one model of a run."""
-  model = models.build(config.model, vocab, memory=memory, seed=config.seed)
+def set_up(config, vocab: int, memory: str, *, abstract: bool = False):
+  """The training state of one model of a run, its optimiser, and the state's shardings (None on one
+  device).
+
+  Args:
+    abstract: draw nothing: a template of the state, for a checkpoint.
+  """
   rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
-  optimizer = make_optimizer(config, model, rate)
-  return optimizer, training.init_train_state(model, optimizer, key=jax.random.key(config.seed))
+  make = training.abstract_state if abstract else training.make_state
+  return make(
+    lambda: models.build(config.model, vocab, memory=memory, seed=config.seed),
+    lambda model: make_optimizer(config, model, rate),
+    key=jax.random.key(config.seed),
+    mesh=meshes.mesh_or_none(config),
+    rules=meshes.rules_of(config),
+  )
 
 
 def restore(config, workdir: pathlib.Path, name: str, vocab: int):
@@ -89,7 +99,7 @@ def restore(config, workdir: pathlib.Path, name: str, vocab: int):
     raise training.CheckpointError(
       f"{folder} does not exist yet; train first, or name another model"
     )
-  _, template = set_up(config, vocab, contenders(config)[name])
+  template, *_ = set_up(config, vocab, contenders(config)[name], abstract=True)
   with training.Checkpoints(folder, read_only=True) as checkpoints:
     restored = checkpoints.restore(template)
   if restored is None:

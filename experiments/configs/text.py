@@ -9,6 +9,8 @@ README.md. Run: `make train`, or
 
 from ml_collections import config_dict
 
+from experiments import meshes
+
 
 def get_config() -> config_dict.ConfigDict:
   """The defaults; each can be set on the command line: `--config.model.dim=256`."""
@@ -81,4 +83,5 @@ def get_config() -> config_dict.ConfigDict:
   sample.prompt = "def "
   sample.tokens = 300
   sample.temperature = 0.7
+  meshes.add_fields(config)  # config.mesh, config.rules
   return config

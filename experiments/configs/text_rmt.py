@@ -15,6 +15,8 @@ with it zeroed. So short a training learns to rely on the memory, not yet to gai
 
 from ml_collections import config_dict
 
+from experiments import meshes
+
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
@@ -63,4 +65,5 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.every = 100
   checkpoint.keep = 2
   config.max_bad_steps = 20
+  meshes.add_fields(config)  # config.mesh, config.rules
   return config

@@ -7,14 +7,14 @@ import time
 import jax
 import numpy as np
 
-from experiments import cli, models, plots, runs
+from experiments import cli, meshes, models, plots, runs
 from experiments.console import TrainingBar, console, table
 from experiments.metrics import MetricsWriter, read
 from experiments.usage import memory_usage
 from memjax import training
 from memjax.transformer import generate
 
-MAY_CHANGE = ("evaluation", "checkpoint", "sample")
+MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules")
 
 
 @dataclasses.dataclass
@@ -53,7 +53,8 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   """Trains one model, or goes on where its newest checkpoint stands; None when a signal stopped
   it."""
   with cli.one_line():
-    optimizer, state = runs.set_up(config, corpus.vocab_size, memory)
+    state, optimizer, shardings = runs.set_up(config, corpus.vocab_size, memory)
+    place = meshes.placing(config)
   loss_fn = training.language_model_loss()
   watch = Watch(config, corpus, folder, name)
   eval_step = training.make_eval_step(loss_fn)
@@ -64,13 +65,16 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
     )
 
   def evaluate(state):
-    metrics = training.evaluate(eval_step, state, batches(config.evaluation.tokens))
-    return {**metrics, **memory_usage(state.model, batches(config.evaluation.tokens))}
+    metrics = training.evaluate(eval_step, state, batches(config.evaluation.tokens), place=place)
+    held_out = map(place, batches(config.evaluation.tokens))
+    return {**metrics, **memory_usage(state.model, held_out)}
 
   with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
     result = training.fit(
       state,
-      training.make_train_step(loss_fn, optimizer, accumulate=config.accumulate),
+      training.make_train_step(
+        loss_fn, optimizer, accumulate=config.accumulate, shardings=shardings
+      ),
       corpus.train_batches(
         sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed
       ),
@@ -80,6 +84,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       checkpoints=checkpoints,
       save_every=config.checkpoint.every,
       max_bad_steps=config.max_bad_steps,
+      place=place,
       stop=stop,
       extra=watch.extra,
       on_start=watch.start,
@@ -90,7 +95,9 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   watch.close()
   if result.stopped:
     return None
-  final = training.evaluate(eval_step, result.state, batches(config.evaluation.final_tokens))
+  final = training.evaluate(
+    eval_step, result.state, batches(config.evaluation.final_tokens), place=place
+  )
   bits = runs.bits_per_byte(final["nats"], corpus)
   return Trained(name, result.state.model, bits, watch.seconds, read(folder / "metrics.csv"))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments import cli, models, plots, runs
+from experiments import cli, meshes, models, plots, runs
 from experiments.console import console, table
 from experiments.jobs.text import Watch
 from experiments.metrics import read
@@ -16,7 +16,7 @@ from memjax import training
 from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 
-MAY_CHANGE = ("evaluation", "checkpoint")
+MAY_CHANGE = ("evaluation", "checkpoint", "mesh", "rules")
 
 
 @dataclasses.dataclass
@@ -78,11 +78,15 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
   it."""
   name = f"memory_{memory}"
   with cli.one_line():
-    model = build(config.model, corpus.vocab_size, memory=memory, seed=config.seed)
-    optimizer = runs.make_optimizer(config, model, config.optimizer.learning_rate)
-    state = training.init_train_state(
-      model, optimizer, key=jax.random.key(config.seed), memory=model.init_state(config.batch_size)
+    state, optimizer, shardings = training.make_state(
+      lambda: build(config.model, corpus.vocab_size, memory=memory, seed=config.seed),
+      lambda model: runs.make_optimizer(config, model, config.optimizer.learning_rate),
+      key=jax.random.key(config.seed),
+      mesh=meshes.mesh_or_none(config),
+      rules=meshes.rules_of(config),
+      memory=lambda model: model.init_state(config.batch_size),
     )
+    place = meshes.placing(config)
   loss_fn = training.language_model_loss(carry=True)
   eval_step = training.make_eval_step(loss_fn)
   cut = {
@@ -94,13 +98,13 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
 
   def evaluate(state, tokens=config.evaluation.tokens, change=lambda batches: batches):
     batches = change(corpus.evaluation_batches(**cut, max_tokens=tokens))
-    return training.evaluate(eval_step, state, batches, carry=True)
+    return training.evaluate(eval_step, state, batches, carry=True, place=place)
 
   watch = Watch(config, corpus, workdir / name, name)
   with training.Checkpoints(workdir / name / "checkpoints", keep=config.checkpoint.keep) as saved:
     result = training.fit(
       state,
-      training.make_train_step(loss_fn, optimizer),
+      training.make_train_step(loss_fn, optimizer, shardings=shardings),
       corpus.train_batches(**cut, seed=config.seed),
       steps=config.steps,
       evaluate=evaluate,
@@ -108,6 +112,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
       checkpoints=saved,
       save_every=config.checkpoint.every,
       max_bad_steps=config.max_bad_steps,
+      place=place,
       stop=stop,
       extra=watch.extra,
       on_start=watch.start,

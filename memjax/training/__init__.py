@@ -32,6 +32,7 @@ step        TrainState, init_train_state, make_train_step, LossOutput. A loss fu
             `(model, memory, batch, key) -> LossOutput`; key None means evaluation.
             Metrics of a step: loss (per token, auxiliary losses included), count, grad_norm,
             finite, skipped, streak, and the loss function's own (language: nats)
+placement   make_state (on a mesh drawn in pieces), abstract_state, state_shardings
 evaluation  make_eval_step, evaluate
 checkpoint  Checkpoints, Restored, CheckpointError
 export      save_safetensors, load_safetensors: parameters in the common exchange format
@@ -55,6 +56,7 @@ from memjax.training.optimizer import (
   table_names,
   warmup_decay,
 )
+from memjax.training.placement import abstract_state, make_state, state_shardings
 from memjax.training.signals import StopOnSignal
 from memjax.training.step import LossOutput, TrainState, init_train_state, make_train_step
 from memjax.training.watchdog import Watchdog
@@ -72,6 +74,7 @@ __all__ = [
   "TrainState",
   "TrainingDiverged",
   "Watchdog",
+  "abstract_state",
   "bits_per_byte",
   "bits_per_token",
   "check_config",
@@ -83,9 +86,11 @@ __all__ = [
   "load_safetensors",
   "make_eval_step",
   "make_optimizer",
+  "make_state",
   "make_train_step",
   "next_token_loss",
   "save_safetensors",
+  "state_shardings",
   "table_names",
   "tables",
   "warmup_decay",

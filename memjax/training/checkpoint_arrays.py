@@ -72,4 +72,11 @@ def _place(leaf, a):
   bound = getattr(leaf, "committed", not isinstance(leaf, jax.Array))
   sharding = getattr(leaf, "sharding", None) if bound else None
   a = jnp.array(a) if sharding is None else jax.device_put(a, sharding)
-  return jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if is_key(leaf) else a
+  return jax.random.wrap_key_data(a, impl=_key_impl(leaf)) if is_key(leaf) else a
+
+
+def _key_impl(leaf):
+  """Of typed keys, concrete or abstract: `jax.random.key_impl` takes no `ShapeDtypeStruct`."""
+  found = []
+  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+  return found[0]

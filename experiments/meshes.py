@@ -1,0 +1,100 @@
+"""The mesh and the sharding rules of a recipe: `config.mesh` and `config.rules`."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from memjax.core.sharding import DEFAULT_RULES, batch_sharding
+
+SIZES = {"data": -1, "fsdp": 1, "model": 1, "context": 1}
+
+
+def add_fields(config: config_dict.ConfigDict) -> None:
+  """Gives a recipe the fields `mesh` (sizes of mesh axes, one of which may be -1 and takes what is
+  left) and `rules` (the mesh axes that cut each logical axis, `()` for none)."""
+  config.mesh = config_dict.ConfigDict(SIZES)
+  config.rules = config_dict.ConfigDict(
+    {name: _names(axes) for name, axes in DEFAULT_RULES.items()}
+  )
+
+
+def mesh_of(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh that `config.mesh` describes, over all devices of all processes.
+
+  Neighbours on the machine's network are neighbours on the mesh, the last axes being the nearest.
+
+  Args:
+    config: a recipe; one without the field takes one axis, `data`.
+    devices: other devices than those that are there, such as a topology's.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  given = dict(config.get("mesh", SIZES))
+  unknown = sorted(set(given) - set(SIZES))
+  if unknown:
+    raise ValueError(f"config.mesh has no axis {unknown[0]!r}; its axes are {', '.join(SIZES)}")
+  sizes = _fill({name: given.get(name, 1) for name in SIZES}, len(devices))
+  shape = tuple(sizes.values())
+  if devices[0].platform == "tpu":
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  else:  # by process: the first axes cross from one to the next
+    arranged = np.asarray(devices).reshape(shape)
+  return Mesh(arranged, tuple(sizes))
+
+
+def mesh_or_none(config) -> Mesh | None:
+  """`mesh_of(config)`; None on one device."""
+  mesh = mesh_of(config)
+  return mesh if mesh.size > 1 else None
+
+
+def rules_of(config) -> dict[str, tuple[str, ...]]:
+  """The sharding rules of a recipe: `config.rules` over the default ones.
+
+  Raises:
+    ValueError: a logical or a mesh axis that there is not.
+  """
+  rules = {name: _names(axes) for name, axes in DEFAULT_RULES.items()}
+  for name, axes in config.get("rules", {}).items():
+    if name not in rules:
+      raise ValueError(f"config.rules has no logical axis {name!r}; there are {', '.join(rules)}")
+    rules[name] = _names(axes)
+    wrong = [axis for axis in rules[name] if axis not in SIZES]
+    if wrong:
+      raise ValueError(f"config.rules.{name}={axes!r}: {wrong[0]!r} is not one of {list(SIZES)}")
+  return rules
+
+
+def placing(config) -> Callable:
+  """`batch -> batch` on the devices: of arrays `[B, T]`, cut as the recipe says."""
+  mesh = mesh_or_none(config)
+  if mesh is None:
+    return jax.device_put
+  sharding = batch_sharding(mesh, rules_of(config))
+  return lambda batch: {
+    name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()
+  }
+
+
+def _names(axes) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _fill(sizes: dict[str, int], count: int) -> dict[str, int]:
+  wrong = {name: size for name, size in sizes.items() if size < 1 and size != -1}
+  free = [name for name, size in sizes.items() if size == -1]
+  if wrong or len(free) > 1:
+    raise ValueError(f"config.mesh={sizes}: sizes must be at least 1, and one of them may be -1")
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if free and count % fixed == 0:
+    sizes = {**sizes, free[0]: count // fixed}
+  if math.prod(sizes.values()) != count:
+    raise ValueError(f"config.mesh={sizes} does not fit {count} devices; their product must be so")
+  return sizes
