@@ -26,6 +26,7 @@ class Collective:
     axes: mesh axes along which they lie; None where no mesh was given, or no axes give the groups.
     count: how often it runs.
     known: False where a loop around it has a trip count that cannot be read: it counts once.
+    shift: of a permute, by how many places of the group's order it moves; negative: back.
   """
 
   kind: str
@@ -34,6 +35,7 @@ class Collective:
   axes: tuple[str, ...] | None
   count: int
   known: bool = True
+  shift: int = 0
 
   @property
   def bytes(self) -> int:
@@ -62,7 +64,11 @@ def collectives(text: str, mesh: Mapping[str, int] | None = None) -> list[Collec
     text: `compiled.as_text()`.
     mesh: sizes of the mesh's axes by name, in order (`mesh.shape`): names the axes.
   """
-  program = parse(text)
+  return of_program(parse(text), mesh)
+
+
+def of_program(program: Program, mesh: Mapping[str, int] | None = None) -> list[Collective]:
+  """`collectives` of a program that is already parsed."""
   return [_collective(program, visit, mesh) for visit in program.visits() if _counts(visit)]
 
 
@@ -88,7 +94,17 @@ def _collective(program: Program, visit: Visit, mesh) -> Collective:
   if kind == "all-reduce" and visit.fused and visit.computation.startswith("all-reduce-scatter"):
     kind, held = "reduce-scatter", held // length
   axes = None if mesh is None else _axes(groups, mesh)
-  return Collective(kind, held, length, axes, visit.times, visit.known)
+  shift = _shift(groups[0]) if kind == "collective-permute" else 0
+  return Collective(kind, held, length, axes, int(visit.times), visit.known, shift)
+
+
+def _shift(chain: tuple[int, ...]) -> int:
+  """By how many places a cycle or chain goes on from its first device."""
+  if len(chain) < 2:
+    return 0
+  order, n = sorted(chain), len(chain)
+  ahead = (order.index(chain[1]) - order.index(chain[0])) % n
+  return ahead if ahead <= n // 2 else ahead - n
 
 
 def _held(one: Instruction) -> int:

@@ -4,8 +4,8 @@
     for visit in program.visits(): visit.instruction, visit.times, visit.known
 
 Loops run their trip count: the one that the compiler notes, or else start, step and bound of the
-counter, read from the program. Branches count once each. What a fusion calls counts as often as the
-fusion.
+counter, read from the program. Each branch counts once, or so often as `idle` says where another
+does nothing. What a fusion calls counts as often as the fusion.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ class Visit:
   """
 
   instruction: Instruction
-  times: int
+  times: float
   known: bool
   computation: str
   fused: bool
@@ -109,25 +109,33 @@ class Program:
   entry: str
   devices: int
 
-  def visits(self) -> Iterator[Visit]:
-    """All instructions that run, from the entry on."""
-    yield from self._visits(self.entry, 1, True, False, ())
+  def visits(self, idle: float = 1) -> Iterator[Visit]:
+    """All instructions that run, from the entry on.
 
-  def _visits(self, name: str, times: int, known: bool, fused: bool, state) -> Iterator[Visit]:
+    Args:
+      idle: how often a branch is taken where another one does nothing.
+    """
+    yield from self._visits(self.entry, 1, True, False, (), idle)
+
+  def _visits(
+    self, name: str, times: float, known: bool, fused: bool, state: Sequence[int | None], idle: float
+  ) -> Iterator[Visit]:  # fmt: skip
     """Args: state: integers that stand in the tuple of the computation's parameter, or None."""
     for one in self.computations[name].values():
       yield Visit(one, times, known, name, fused)
       if one.opcode == "while":
-        inner = self._tuple(name, one.operands[0], state)
+        inner, body = self._tuple(name, one.operands[0], state), one.attribute("body") or ""
         trips = self._trips(one, inner)
-        body = one.attribute("body") or ""
-        kept = self._kept(body, inner)
-        yield from self._visits(
-          body, times * (trips or 1), known and trips is not None, fused, kept
-        )
+        turns, sure = times * (1 if trips is None else trips), known and trips is not None
+        yield from self._visits(body, turns, sure, fused, self._kept(body, inner), idle)
       inside = fused or one.opcode == "fusion" or one.opcode.startswith("async")
+      rests = one.opcode == "conditional" and any(map(self._does_nothing, one.called()))
       for called in one.called():
-        yield from self._visits(called, times, known, inside, ())
+        yield from self._visits(called, times * (idle if rests else 1), known, inside, (), idle)
+
+  def _does_nothing(self, computation: str) -> bool:
+    nothing = ("parameter", "tuple", "get-tuple-element", "copy", "bitcast", "constant")
+    return all(one.opcode in nothing for one in self.computations[computation].values())
 
   def root(self, computation: str) -> Instruction:
     """What a computation returns."""

@@ -65,7 +65,7 @@ def test_each_kind_with_bytes_groups_and_axes():
     "all-reduce": Collective("all-reduce", local, 8, ("data", "model"), 1),
     "reduce-scatter": Collective("reduce-scatter", local // 4, 4, ("data",), 1),
     "all-to-all": Collective("all-to-all", local, 2, ("model",), 1),
-    "collective-permute": Collective("collective-permute", local, 4, ("data",), 1),
+    "collective-permute": Collective("collective-permute", local, 4, ("data",), 1, shift=1),
   }
   sent = {kind: one.bytes for kind, one in found.items()}
   assert sent == {
