@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from memjax.core import flatten
-from memjax.core.sharding import batch_sharding, make_mesh
+from memjax.core.sharding import DEFAULT_RULES, batch_sharding, make_mesh
 from memjax.training import (
   abstract_state,
   init_train_state,
@@ -26,10 +26,7 @@ from memjax.training import (
 from memjax.transformer import Attention, LanguageModel, Stack
 from tests.training.tiny import Tiny, no_memory, same_bits
 
-RULES = {
-  "batch": ("data",), "embed": None, "mlp": "model", "rows": "data", "value": None,
-  "layers": None, "memory": None,
-}  # fmt: skip
+RULES = dict.fromkeys(DEFAULT_RULES) | {"batch": "data", "rows": "data"}
 
 
 def mesh():
@@ -54,9 +51,8 @@ def flatten_places(tree) -> dict[str, NamedSharding]:
 
 
 def test_moments_lie_where_their_parameters_lie():
-  rules = RULES | {"mlp": None, "embed": None}
   state, *_ = abstract_state(*parts(), key=jax.random.key(0), memory=lambda model: no_memory(8))
-  found = specs(state_shardings(state, mesh(), rules))
+  found = specs(state_shardings(state, mesh(), RULES))
   assert found["params/table"] == P("data", None)
   moments = {n: s for n, s in found.items() if n.startswith("opt_state") and n.endswith("/table")}
   assert len(moments) == 2 and set(moments.values()) == {P("data", None)}
@@ -67,7 +63,7 @@ def test_moments_lie_where_their_parameters_lie():
 
 def test_numbers_of_rows_lie_with_the_rows():
   state, *_ = abstract_state(*parts("rowwise_adam"), key=jax.random.key(0))
-  found = specs(state_shardings(state, mesh(), RULES | {"mlp": None}))
+  found = specs(state_shardings(state, mesh(), RULES))
   rows = {name.rpartition("/")[2]: s for name, s in found.items() if "/rows/table/" in name}
   assert rows == {"m": P("data", None), "v": P("data")}
 
@@ -79,7 +75,7 @@ def test_an_axis_that_does_not_divide_is_refused():
       parts()[1],
       key=jax.random.key(0),
       mesh=mesh(),
-      rules=RULES | {"mlp": None},
+      rules=RULES,
     )
 
 
@@ -88,7 +84,7 @@ def test_a_state_drawn_in_pieces_is_that_of_one_device(tables):
   make_model, optimizer = parts(tables)
   options = {"key": jax.random.key(7), "memory": lambda model: no_memory(8)}
   whole = jax.jit(lambda: make_state(make_model, optimizer, **options)[0])()
-  placement = {"mesh": mesh(), "rules": RULES | {"mlp": None}}
+  placement = {"mesh": mesh(), "rules": RULES}
   state, _, shardings = make_state(make_model, optimizer, **options, **placement)
   assert same_bits(flat(state), flat(whole))
   for a, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
