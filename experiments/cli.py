@@ -87,6 +87,24 @@ def run_on_workdir(main: Callable, define: Callable = lambda: None) -> None:
   _run(start)
 
 
+def run_on_folder(main: Callable, define: Callable = lambda: None) -> None:
+  """Runs `main(workdir)` on the folder of a run, whether or not it has a configuration that can be
+  read; `define` defines further flags."""
+  folder = flags.DEFINE_string("workdir", None, "folder of a training run")
+  define()
+
+  def start(argv):
+    _no_left_overs(argv)
+    if folder.value is None:
+      fail("give the folder of a run: --workdir=DIR")
+    workdir = pathlib.Path(folder.value)
+    if not workdir.is_dir():
+      fail(f"--workdir={workdir}: there is no such folder")
+    main(workdir)
+
+  _run(start)
+
+
 def _run(start: Callable) -> None:
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()

@@ -72,3 +72,23 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
   console.print(shown)
   lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
   return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def plain_table(columns: list[str], rows: list[list[str]]) -> None:
+  """Prints a table whose lines are as long as they need be: for names that go on to other tools."""
+  widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+  for row in [columns, *rows]:
+    first, *others = (
+      word.ljust(width) if place == 0 else word.rjust(width)
+      for place, (word, width) in enumerate(zip(row, widths, strict=True))
+    )
+    console.print("  ".join([first, *others]).rstrip(), markup=False)
+
+
+def number_of_bytes(size: float) -> str:
+  """`35.2 MB`."""
+  for unit in ("bytes", "kB", "MB", "GB"):
+    if size < 1000:
+      return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    size /= 1000
+  return f"{size:,.1f} TB"

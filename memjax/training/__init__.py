@@ -34,7 +34,7 @@ step        TrainState, init_train_state, make_train_step, LossOutput. A loss fu
             finite, skipped, streak, and the loss function's own (language: nats)
 placement   make_state (on a mesh drawn in pieces), abstract_state, state_shardings
 evaluation  make_eval_step, evaluate
-checkpoint  Checkpoints, Restored, CheckpointError
+checkpoint  Checkpoints, Restored, CheckpointError; contents tells what one holds, without its model
 export      save_safetensors, load_safetensors: parameters in the common exchange format
 workdir     check_config, ConfigMismatch
 loop        fit, FitResult, TrainingDiverged
@@ -44,6 +44,7 @@ watchdog    Watchdog: a process that waits for one that is gone ends, with one l
 
 from memjax.training import tables
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Restored
+from memjax.training.checkpoint_contents import Contents, contents
 from memjax.training.evaluation import evaluate, make_eval_step
 from memjax.training.export import load_safetensors, save_safetensors
 from memjax.training.language import language_model_loss
@@ -67,6 +68,7 @@ __all__ = [
   "CheckpointError",
   "Checkpoints",
   "ConfigMismatch",
+  "Contents",
   "FitResult",
   "LossOutput",
   "Restored",
@@ -78,6 +80,7 @@ __all__ = [
   "bits_per_byte",
   "bits_per_token",
   "check_config",
+  "contents",
   "decayed_names",
   "evaluate",
   "fit",

@@ -37,7 +37,7 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none could be read; the message says what is left."""
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
   """One checkpoint does not hold what was saved."""
 
 
@@ -214,7 +214,7 @@ class Checkpoints:
     for candidate in candidates:
       try:
         restored = self._load(candidate, template, partial)
-      except _Damaged as problem:
+      except Damaged as problem:
         problems.append(f"step {candidate}: {problem}")
         self._damaged.add(candidate)
         continue
@@ -234,7 +234,7 @@ class Checkpoints:
     return None
 
   def _load(self, step: int, template, partial: bool) -> Restored:
-    info, wanted = self._info(step), expected(template)
+    info, wanted = self.info(step), expected(template)
     check_names(wanted, info["names"], partial, step)
     arrays = self._arrays(step, [name for name, a in wanted.items() if a.size])
     for name, a in wanted.items():  # Orbax takes no empty arrays: they are made here
@@ -244,14 +244,14 @@ class Checkpoints:
   def _read(self, step: int, item: str, request):
     folder = self.directory / str(step)
     if flaw := checkpoint_files.flaw(folder, item):
-      raise _Damaged(flaw)
+      raise Damaged(flaw)
     try:
       args = self._ocp.args.Composite(**{item: request})
       return self._writer.restore(folder, args=args)[item]
     except MemoryError:
       raise
     except Exception as error:  # Orbax and TensorStore each raise their own
-      raise _Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
+      raise Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
 
   def _arrays(self, step: int, names: list[str]) -> dict[str, np.ndarray]:
     kind = self._ocp.RestoreArgs(restore_type=np.ndarray)
@@ -260,13 +260,25 @@ class Checkpoints:
     )
     return {name: np.asarray(a) for name, a in self._read(step, "arrays", request).items()}
 
-  def _info(self, step: int) -> dict:
-    return json.loads(self._read(step, "info", self._ocp.args.JsonRestore())["json"])
+  def info(self, step: int) -> dict:
+    """The JSON part of a checkpoint: `step`, `metric`, `extra`, `names` of the arrays.
+
+    Raises:
+      Damaged: it cannot be read, or is not what `save` writes.
+    """
+    item = self._read(step, "info", self._ocp.args.JsonRestore())
+    try:
+      info = json.loads(item["json"])
+      if info["step"] != step or not isinstance(info["extra"], dict):
+        raise ValueError(f"it is of step {info['step']!r}")
+      return {**info, "metric": info["metric"], "names": list(map(str, info["names"]))}
+    except (TypeError, KeyError, ValueError) as error:
+      raise Damaged(f"info is not what memjax writes ({error!r})") from error
 
   def _metric(self, step: int) -> float | None:
     try:
-      return self._info(step)["metric"]
-    except _Damaged:
+      return self.info(step)["metric"]
+    except Damaged:
       return None  # restore will say so
 
   def _listed(self) -> list[int]:

@@ -37,6 +37,11 @@ def flaw(folder, item: str) -> str | None:
   return None
 
 
+def size(folder) -> int:
+  """Bytes of all files below a folder."""
+  return sum(path.stat().length for _, path in _files(folder))
+
+
 def _files(folder, prefix: str = ""):
   for path in folder.iterdir():
     if path.is_dir():
