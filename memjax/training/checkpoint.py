@@ -30,6 +30,7 @@ from memjax.training.checkpoint_arrays import (
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETING = ".deleting"
+_NO_LIMIT = 2_000_000_000  # seconds: Orbax reads the wall clock, and a save survives its jumps
 _FULL = ("no space left", "disk quota exceeded")
 
 
@@ -83,7 +84,9 @@ class Checkpoints:
     self._ocp = ocp
     # Made asynchronously, directories on a full disk raise only after a timeout.
     options = ocp.options.AsyncOptions(
-      create_directories_asynchronously=False, post_finalization_callback=self._seal
+      create_directories_asynchronously=False,
+      post_finalization_callback=self._seal,
+      timeout_secs=_NO_LIMIT,
     )
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
     self._pending: tuple[int, float | None, int] | None = None  # step, metric, bytes
