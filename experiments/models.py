@@ -10,7 +10,7 @@ from flax import nnx
 from experiments import flops
 from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
 from memjax.slots import NeuralTuringMachine
-from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
+from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack, rope_scaling
 
 QK_NORM = {"none": False, "query": "query", "both": True}
 POOL = "values"  # the name of the pool of values that all memory layers share
@@ -48,6 +48,33 @@ def _ntm(model):
 MEMORIES = {"memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm}
 
 
+ROPE = {
+  "": lambda scale, length: None,
+  "linear": lambda scale, length: rope_scaling.PositionInterpolation(scale),
+  "ntk": lambda scale, length: rope_scaling.NTK(scale),
+  "dynamic_ntk": lambda scale, length: rope_scaling.DynamicNTK(length),
+  "by_parts": rope_scaling.NTKByParts,
+  "yarn": rope_scaling.YaRN,
+  "llama3": rope_scaling.llama3,
+}
+
+
+def rotary(model) -> Rotary:
+  """The rotary positions that `model.rope_*` of a recipe name.
+
+  Raises:
+    ValueError: an unknown method, or a scale or length that it cannot have.
+  """
+  if model.rope_method not in ROPE:
+    names = ", ".join(filter(None, ROPE))
+    raise ValueError(f"config.model.rope_method={model.rope_method!r} is not one of {names}, or ''")
+  try:
+    scaling = ROPE[model.rope_method](model.rope_scale, model.rope_original_length)
+    return Rotary(model.rope_base, scaling)
+  except ValueError as error:
+    raise ValueError(f"config.model.rope_*: {error}") from error
+
+
 def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
   """The language model of a recipe.
 
@@ -57,7 +84,7 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
       "none": the dense twin.
 
   Raises:
-    ValueError: an unknown memory, or a layer that is not there.
+    ValueError: an unknown memory, a layer that is not there, or a bad scaling of positions.
   """
   if memory not in ("none", *MEMORIES):
     raise ValueError(f"config.model.memory={memory!r} is not one of none, {', '.join(MEMORIES)}")
@@ -66,7 +93,9 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
     raise ValueError(
       f"config.model.memory_layers holds {outside}, but the layers are 0 to {model.layers - 1}"
     )
-  attention = functools.partial(Attention, heads=model.heads, window=model.window)
+  attention = functools.partial(
+    Attention, heads=model.heads, window=model.window, rotary=rotary(model)
+  )
   feed_forward = functools.partial(
     FeedForward, hidden=model.hidden or 4 * model.dim, activation=model.activation
   )

@@ -29,6 +29,13 @@ def load_corpus(config) -> data.Corpus:
   return data.load(config.source, **options)
 
 
+def packing(config) -> dict:
+  """How the `data` part of a recipe lays documents into rows: options of `Corpus.train_batches`."""
+  if config.packing not in ("stream", "documents"):
+    raise ValueError(f"config.data.packing={config.packing!r} is not one of stream, documents")
+  return {"pack": config.packing == "documents", "separator": config.separator}
+
+
 def make_optimizer(config, model, learning_rate: float):
   """AdamW with a rate of its own for memory values; both follow the recipe's schedule."""
   part = config.optimizer

@@ -27,6 +27,8 @@ def get_config() -> config_dict.ConfigDict:
   data.path = ""  # a glob of text files
   data.name = ""  # a TFDS text set
   data.tokenizer = ""  # a `tokenizers` JSON file; empty: bytes
+  data.packing = "stream"  # windows over documents laid end to end | documents: whole ones a row
+  data.separator = config_dict.placeholder(int)  # with documents: id learned at each one's end
   data.cache = ""  # where prepared data is kept; empty: the user's cache folder
 
   config.model = model = config_dict.ConfigDict()
@@ -36,6 +38,10 @@ def get_config() -> config_dict.ConfigDict:
   model.activation = "relu"  # gelu and silu cost as much as a matrix product on a CPU
   model.hidden = 0  # of the feed-forward; 0: 4 * dim
   model.window = config_dict.placeholder(int)  # attention window; None: all that came before
+  model.rope_base = 10_000.0
+  model.rope_method = ""  # "" | linear | ntk | dynamic_ntk | by_parts | yarn | llama3
+  model.rope_scale = 1.0  # new over original length; dynamic_ntk makes its own
+  model.rope_original_length = 0  # of training; linear and ntk do not need it
   model.dropout = 0.0
   model.tied = False
   model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32

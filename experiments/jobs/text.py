@@ -55,6 +55,14 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   with cli.one_line():
     state, optimizer, shardings = runs.set_up(config, corpus.vocab_size, memory)
     place = meshes.placing(config)
+    text = corpus.train_batches(
+      sequence_length=config.sequence_length,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      **runs.packing(config.data),
+    )
+  if text.padding:
+    console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
   loss_fn = training.language_model_loss()
   watch = Watch(config, corpus, folder, name)
   eval_step = training.make_eval_step(loss_fn)
@@ -75,9 +83,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       training.make_train_step(
         loss_fn, optimizer, accumulate=config.accumulate, shardings=shardings
       ),
-      corpus.train_batches(
-        sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed
-      ),
+      text,
       steps=config.steps,
       evaluate=evaluate,
       evaluate_every=config.evaluation.every,

@@ -35,6 +35,12 @@ Ways to cut (both methods take them):
   stream=True    Row b of the next batch continues where row b of this one stopped, for states
                  carried over batches. Training lays the documents out in another order each
                  epoch.
+  pack=True      Training only: rows hold whole documents, packed best-fit; one longer than T is
+                 cut into rows and a rest. Nothing sees another document, and a document's last
+                 token is no input, for nothing of the document follows it: every token but
+                 the first of each document is a target once.
+                 The share of places left empty is `batches.padding`.
+  separator=id   With pack: the target after each document's last token, which is then an input.
   align=g        Documents are padded to a multiple of g (valid=False), so that resets fall on
                  multiples of g (a memory's granularity); T must be a multiple of g.
   shard_index, shard_count
@@ -48,7 +54,19 @@ A corpus has `vocab_size`, `tokenizer` (`encode(str) -> [N] array`, `decode(ids)
 `nats_per_token / ln 2 * num_tokens[split] / num_bytes[split]`.
 """
 
+from memjax.data import positions
 from memjax.data.corpus import Corpus, load
+from memjax.data.packing import pack, resample
 from memjax.data.tokenizer import ByteTokenizer, JSONTokenizer, Tokenizer, load_tokenizer
 
-__all__ = ["ByteTokenizer", "Corpus", "JSONTokenizer", "Tokenizer", "load", "load_tokenizer"]
+__all__ = [
+  "ByteTokenizer",
+  "Corpus",
+  "JSONTokenizer",
+  "Tokenizer",
+  "load",
+  "load_tokenizer",
+  "pack",
+  "positions",
+  "resample",
+]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from memjax.data.cache import Tokens
+from memjax.data.packing import Packing
 
 Batch = dict[str, np.ndarray]
 
@@ -22,6 +23,9 @@ class Layout:
     order: [N] int64. The documents in the order in which they are laid.
     align: padding, 1 for none.
     max_tokens: only the first so many tokens (padding is not counted).
+
+  Attributes:
+    size: places.   padding: the share of them that hold nothing.
   """
 
   def __init__(
@@ -39,6 +43,7 @@ class Layout:
     padded = -(-self.lengths // align) * align
     self.begins = np.cumsum(padded) - padded
     self.size = int(padded.sum())
+    self.padding = 1 - int(self.lengths.sum()) / self.size
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For places [...], of that shape: where the token stands, and the one that follows it;
@@ -57,8 +62,8 @@ class Cut(Sequence[Batch]):
   Args:
     data: the split.
     seed: shuffles, in another order each pass, and without end; None: one pass in fixed order.
-    sequence_length, batch_size, stream, align, shard_index, shard_count, max_tokens: see
-      `memjax.data`.
+    sequence_length, batch_size, stream, pack, separator, align, shard_index, shard_count,
+      max_tokens: see `memjax.data`.
   """
 
   def __init__(
@@ -73,16 +78,29 @@ class Cut(Sequence[Batch]):
     shard_index: int,
     shard_count: int,
     max_tokens: int | None = None,
+    pack: bool = False,
+    separator: int | None = None,
   ):
     _check(sequence_length, batch_size, seed, align, shard_index, shard_count, max_tokens)
+    _check_pack(pack, separator, stream)
     self._data, self._length, self._batch = data, sequence_length, batch_size
     self._seed, self._stream, self._align = seed, stream, align or 1
     self._lanes = np.arange(batch_size).reshape(shard_count, -1)[shard_index]
     self._order = np.arange(len(data.starts) - 1)
-    self._layout = Layout(data.starts, self._order, self._align, max_tokens)
+    self._separator = separator
+    self._layout: Layout | Packing
+    if pack:
+      self._layout = Packing(data.starts, sequence_length, self._align, separator is not None)
+    else:
+      self._layout = Layout(data.starts, self._order, self._align, max_tokens)
     self._rows = -(-self._layout.size // sequence_length)
     self._len = -(-self._rows // batch_size)
     self._known: tuple[int, Any] = (-1, None)  # the last epoch asked for, and its order
+
+  @property
+  def padding(self) -> float:
+    """The share of places that hold no token, the last row's end not counted."""
+    return self._layout.padding
 
   def __len__(self) -> int:
     return self._len
@@ -90,19 +108,20 @@ class Cut(Sequence[Batch]):
   def __getitem__(self, k: int) -> Batch:
     if self._seed is None and not 0 <= k < len(self):
       raise IndexError(f"batch {k} of {len(self)}")
-    layout, begins = self._stream_rows(k) if self._stream else self._packed_rows(k)
+    layout, begins = self._stream_rows(k) if self._stream else self._separate_rows(k)
     token, following, reset, valid = layout(begins[:, None] + np.arange(self._length))
     if not self._stream or k % len(self) == 0:
       reset[:, 0] = valid[:, 0]
     tokens = self._data.tokens
+    targets = np.where(following < 0, self._separator or 0, tokens[following].astype(np.int64))
     return {
       "inputs": np.where(valid, tokens[token], 0).astype(np.int32),
-      "targets": np.where(valid, tokens[following], 0).astype(np.int32),
+      "targets": np.where(valid, targets, 0).astype(np.int32),
       "reset": reset,
       "valid": valid,
     }
 
-  def _packed_rows(self, k: int) -> tuple[Layout, np.ndarray]:
+  def _separate_rows(self, k: int) -> tuple[Layout | Packing, np.ndarray]:
     rows = k * self._batch + self._lanes
     if self._seed is not None:  # the last batch of an epoch ends with rows of the next
       epochs, rows = np.divmod(rows, self._rows)
@@ -110,7 +129,7 @@ class Cut(Sequence[Batch]):
         rows[epochs == epoch] = self._shuffle(int(epoch))[rows[epochs == epoch]]
     return self._layout, rows * self._length
 
-  def _stream_rows(self, k: int) -> tuple[Layout, np.ndarray]:
+  def _stream_rows(self, k: int) -> tuple[Layout | Packing, np.ndarray]:
     epoch, step = divmod(k, len(self))
     layout = self._layout if self._seed is None else self._shuffle(epoch)
     return layout, (self._lanes * len(self) + step) * self._length
@@ -147,17 +166,25 @@ def _check(sequence_length, batch_size, seed, align, shard_index, shard_count, m
     )
 
 
+def _check_pack(pack, separator, stream) -> None:
+  if pack and stream:
+    raise ValueError("pack=True starts every row anew, stream=True carries rows on: choose one")
+  if separator is not None and not pack:
+    raise ValueError(f"separator={separator} is read with pack=True only")
+
+
 class TrainBatches:
   """Endless batches from Grain, one or two read ahead by a thread.
 
   Attributes:
     batches_per_epoch: batches in which every token stands once.
+    padding: the share of places that hold no token.
   """
 
   def __init__(self, cut: Cut, settings: dict[str, Any]):
     import grain
 
-    self.batches_per_epoch = len(cut)
+    self.batches_per_epoch, self.padding = len(cut), cut.padding
     self._settings = settings
     dataset = grain.MapDataset.range(sys.maxsize).map(cut.__getitem__)
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)

@@ -47,6 +47,8 @@ class Corpus:
     *,
     seed: int = 0,
     stream: bool = False,
+    pack: bool = False,
+    separator: int | None = None,
     align: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -54,12 +56,18 @@ class Corpus:
     """Endless shuffled batches of the training split; arguments and batches: see `memjax.data`.
 
     Raises:
-      ValueError: sizes below 1, `align` that does not divide `sequence_length`, or
-        `shard_count` that does not divide `batch_size`.
+      ValueError: sizes below 1, `align` that does not divide `sequence_length`, `shard_count` that
+        does not divide `batch_size`, `pack` with `stream`, or a `separator` that is no id.
     """
     settings: dict[str, Any] = dict(
       sequence_length=sequence_length, batch_size=batch_size, seed=seed, stream=stream, align=align
     )
+    if separator is not None and not 0 <= separator < self.vocab_size:
+      raise ValueError(
+        f"separator={separator} is no id of the tokenizer, whose ids are below {self.vocab_size}"
+      )
+    if pack or separator is not None:
+      settings |= {"pack": pack, "separator": separator}
     cut = Cut(self.splits["train"], shard_index=shard_index, shard_count=shard_count, **settings)
     return TrainBatches(cut, {"corpus": self.fingerprint, **settings})
 

@@ -33,6 +33,7 @@ step        TrainState, init_train_state, make_train_step, LossOutput. A loss fu
             Metrics of a step: loss (per token, auxiliary losses included), count, grad_norm,
             finite, skipped, streak, and the loss function's own (language: nats)
 placement   make_state (on a mesh drawn in pieces), abstract_state, state_shardings
+averaging   average_weights: the mean of two models
 evaluation  make_eval_step, evaluate
 checkpoint  Checkpoints, Restored, CheckpointError; contents tells what one holds, without its model
 export      save_safetensors, load_safetensors: parameters in the common exchange format
@@ -43,6 +44,7 @@ watchdog    Watchdog: a process that waits for one that is gone ends, with one l
 """
 
 from memjax.training import tables
+from memjax.training.averaging import average_weights
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from memjax.training.checkpoint_contents import Contents, contents
 from memjax.training.evaluation import evaluate, make_eval_step
@@ -77,6 +79,7 @@ __all__ = [
   "TrainingDiverged",
   "Watchdog",
   "abstract_state",
+  "average_weights",
   "bits_per_byte",
   "bits_per_token",
   "check_config",

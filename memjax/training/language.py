@@ -11,10 +11,11 @@ def language_model_loss(*, carry: bool = False) -> LossFn:
   """The loss function `(model, memory, batch, key) -> LossOutput` of a `LanguageModel`.
 
   A batch is a dict of `inputs [B, T]` and `targets [B, T]` int32, and where there are any `reset`,
-  `valid` `[B, T]` bool. `total` is the cross-entropy in nats plus, for every token, each auxiliary
-  loss: what the model emits under a name that ends in "loss", summed over layers and segments.
-  `metrics["nats"]` is the cross-entropy alone. With a key there is dropout, batch norms use the
-  batch, and their statistics come back; without one nothing of it.
+  `valid` `[B, T]` bool, and `positions [B, T]` int32, which the model gets as
+  `context.tokens["positions"]`. `total` is the cross-entropy in nats plus, for every token, each
+  auxiliary loss: what the model emits under a name that ends in "loss", summed over layers and
+  segments. `metrics["nats"]` is the cross-entropy alone. With a key there is dropout, batch norms
+  use the batch, and their statistics come back; without one nothing of it.
 
   Args:
     carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise
@@ -27,7 +28,8 @@ def language_model_loss(*, carry: bool = False) -> LossFn:
       model = replace(model, use_batch=True)
     ids, reset, valid = batch["inputs"], batch.get("reset"), batch.get("valid")
     state = detach(memory) if carry else model.init_state(ids.shape[0])
-    context = Context(key=key) if training else None
+    tokens = {"positions": batch["positions"]} if "positions" in batch else {}
+    context = Context(key=key, tokens=tokens) if training or tokens else None
     with channel.collect() as frame:
       logits, state = model(ids, state, reset=reset, valid=valid, context=context)
     nats, count = next_token_loss(logits, batch["targets"], valid)

@@ -47,6 +47,28 @@ class Adder(Memory):
     return scan(step, x, state, init=self.init_state(x.shape[0]), reset=reset, valid=valid)
 
 
+class Places(Memory):
+  """Adds the positions that it is given to its input."""
+
+  def init_state(self, batch):
+    return Stateless()
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    return x + context.tokens["positions"][..., None], state
+
+
+def test_positions_of_a_batch_reach_the_model():
+  model = LanguageModel(VOCAB, DIM, body=lambda dim, rngs: Places(), rngs=nnx.Rngs(0))
+  part = {name: array for name, array in batch().items() if name in ("inputs", "targets")}
+  loss = language_model_loss()
+  total = lambda **extra: float(loss(model, Stateless(), {**part, **extra}, None).total)  # noqa: E731
+  same = total(positions=jnp.zeros((2, 6), jnp.int32))
+  assert total(positions=jnp.ones((2, 6), jnp.int32)) != same
+  key = jax.random.key(0)
+  out = loss(model, Stateless(), {**part, "positions": jnp.zeros((2, 6), jnp.int32)}, key)
+  assert float(out.total) == pytest.approx(same)
+
+
 @jax.jit
 def adding_model():
   body = functools.partial(Stack, pattern=[Adder], repeats=2, dropout=0.5)
