@@ -12,6 +12,7 @@ pays nothing: what is emitted and not used is removed by the compiler.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,9 @@ def wanted(fn, *args) -> dict:
   return frame.wanted
 
 
-def scan(body, carry, xs, length: int | None = None, unroll: int = 1, loop=jax.lax.scan):
+def scan(
+  body, carry, xs, length: int | None = None, unroll: int = 1, loop=jax.lax.scan
+) -> tuple[Any, Any]:
   """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step).
 
   Args:

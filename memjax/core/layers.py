@@ -33,13 +33,16 @@ class Linear(nnx.Module):
     checks.positive(dim=dim, out=out)
     self.kernel = param(rngs, init, (dim, out), axes=axes, dtype=param_dtype)
     self.bias = param(rngs, bias_init, (out,), axes=axes[1:], dtype=param_dtype) if bias else None
+    self.sequence_sharding = None  # how tokens lie on a mesh; see `core.sharding`
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.kernel[...].astype(x.dtype)
-    # As rows: over several axes the gradient of W costs XLA a transposed copy of that of y.
-    y = x.reshape(-1, x.shape[-1]) @ kernel
+    cut = self.sequence_sharding
+    # As rows: over several axes the gradient of W costs XLA a transposed copy of that of y. But
+    # rows of batch and time, both cut, would be gathered.
+    y = (x if cut is not None and cut.time else x.reshape(-1, x.shape[-1])) @ kernel
     if self.bias is not None:
-      y = y + self.bias[...].astype(x.dtype)[None]
+      y = y + self.bias[...].astype(x.dtype).reshape(*[1] * (y.ndim - 1), -1)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -124,7 +124,7 @@ def segments(reset: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
 def scan(
   step, x, state, *, init, reset=None, valid=None, context: Context | None = None, unroll: int = 1,
   remat: Replay | None = None,
-):  # fmt: skip
+) -> tuple[Any, Any]:  # fmt: skip
   """Runs `y_t, state = step(x_t, state, context_t)` over axis 1: the reference semantics of every
   memory.
 

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from memjax.core.table_sharding import Names, divide, part, ways
@@ -49,6 +51,15 @@ class SequenceSharding:
     """Raises ValueError unless every size is divisible by what its mesh axes cut it into."""
     divide(self.mesh, **sizes)
 
+  def token_order(self, length: int, segment: int) -> np.ndarray:
+    """`[T] int`: a memory over segments of g tokens takes `x[:, order]`, and returns y so.
+
+    A device then holds a piece of every segment; the same for targets, flags and context. With one
+    segment, or time whole, it is 0, 1, 2, ...
+    """
+    order = np.arange(length).reshape(-1, self.pieces, segment // self.pieces)
+    return order.swapaxes(0, 1).reshape(-1)
+
   def spec(self, *last) -> PartitionSpec:
     """Of tokens `[B, T, ...]`."""
     return PartitionSpec(part(self.batch), part(self.time), *last)
@@ -67,7 +78,117 @@ class SequenceSharding:
 
   def piece(self) -> jax.Array:
     """Which piece of time this device holds."""
-    return jax.lax.axis_index(self.time)
+    return jax.lax.axis_index(self.time) if self.time else jnp.zeros((), jnp.int32)
+
+
+# ---- sums over tokens
+
+
+def cumsum(x: jax.Array, sharding: SequenceSharding | None) -> jax.Array:
+  """Sums `[B, ..., T]` of numbers >= 0 over the tokens up to each."""
+  return _running(lambda a: jnp.cumsum(a, axis=-1), jnp.add, jnp.sum, x, sharding)
+
+
+def cummax(x: jax.Array, sharding: SequenceSharding | None) -> jax.Array:
+  """The largest `[B, ..., T]` of numbers >= 0 among the tokens up to each."""
+  run = lambda a: jax.lax.cummax(a, axis=a.ndim - 1)  # noqa: E731
+  return _running(run, jnp.maximum, jnp.max, x, sharding)
+
+
+def _running(run, join, merge, x, sharding: SequenceSharding | None):
+  """Of the pieces before its own a device needs the last number only."""
+  if sharding is None or not sharding.time:
+    return run(x)
+
+  def local(x):
+    own = run(x)
+    lasts = jax.lax.all_gather(own[..., -1:], sharding.time)  # [pieces, b, ..., 1]
+    before = (jnp.arange(len(lasts)) < sharding.piece()).reshape(-1, *[1] * own.ndim)
+    return join(own, merge(jnp.where(before, lasts, 0), axis=0))
+
+  spec = PartitionSpec(part(sharding.batch), *[None] * (x.ndim - 2), part(sharding.time))
+  return sharding.map(local, spec, spec)(x)
+
+
+# ---- segments: `[B, T]` as `[B, T / g, g]`, g cut, and blocks put around a segment
+
+
+def fold(x: jax.Array, segment: int, sharding: SequenceSharding | None) -> jax.Array:
+  """`[B, T, ...]` as `[B, T / g, g, ...]` with segments of g tokens.
+
+  Where time is cut, a device must hold its piece of every segment, not one piece of all tokens: the
+  tokens come in the order of `sharding.token_order`, so that nothing moves.
+  """
+  count = x.shape[1] // segment
+  if sharding is None or not sharding.time:
+    return x.reshape(x.shape[0], count, segment, *x.shape[2:])
+  pieces = sharding.pieces
+  x = x.reshape(x.shape[0], pieces, count, segment // pieces, *x.shape[2:])
+  x = jnp.swapaxes(_at(x, sharding, 1), 1, 2)
+  return _at(x.reshape(x.shape[0], count, segment, *x.shape[4:]), sharding, 2)
+
+
+def unfold(x: jax.Array, sharding: SequenceSharding | None) -> jax.Array:
+  """The reverse of `fold`."""
+  batch, count, segment, *rest = x.shape
+  if sharding is None or not sharding.time:
+    return x.reshape(batch, count * segment, *rest)
+  pieces = sharding.pieces
+  x = x.reshape(batch, count, pieces, segment // pieces, *rest)
+  x = jnp.swapaxes(_at(x, sharding, 2), 1, 2)
+  return constrain(x.reshape(batch, count * segment, *rest), sharding)
+
+
+def _at(x, sharding: SequenceSharding, axis: int):
+  """`x` with time on `axis`."""
+  spec = PartitionSpec(part(sharding.batch), *[None] * (axis - 1), part(sharding.time))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+
+
+def frame(before, x, after, sharding: SequenceSharding | None) -> jax.Array:
+  """`[before, x, after]` along time: `[B, g, ...]` between two blocks `[B, M, ...]`.
+
+  Where time is cut, over n devices that all hold the blocks: n divides g and 2 M, and M <= g / n,
+  so that a device needs M tokens of either neighbour, not all.
+  """
+  size = before.shape[1]
+  if sharding is None or not sharding.time or not size:
+    return jnp.concatenate([before, x, after], axis=1)
+  last, more = sharding.pieces - 1, 2 * size // sharding.pieces
+
+  def local(before, x, after):
+    piece, near = sharding.piece(), _neighbours(sharding, x, size)
+    left = jnp.where(piece == 0, before, near[0])
+    right = jnp.where(piece == last, after, near[1])
+    wide = jnp.concatenate([left, x, right], axis=1)
+    return jax.lax.dynamic_slice_in_dim(wide, more * piece, x.shape[1] + more, axis=1)
+
+  block, own = PartitionSpec(part(sharding.batch)), sharding.spec()
+  run = jax.shard_map(local, mesh=sharding.mesh, in_specs=(block, own, block), out_specs=own)
+  return run(before, x, after)
+
+
+def unframe(z, size: int, sharding: SequenceSharding | None) -> tuple[jax.Array, jax.Array]:
+  """`x` and `after` of what `frame` returned, `after` of M = `size` tokens."""
+  if sharding is None or not sharding.time or not size:
+    end = z.shape[1] - size
+    return z[:, size:end], z[:, end:]
+  last, more = sharding.pieces - 1, 2 * size // sharding.pieces
+
+  def local(z):
+    piece, near = sharding.piece(), _neighbours(sharding, z, size)
+    wide = jnp.concatenate([near[0], z, near[1]], axis=1)
+    x = jax.lax.dynamic_slice_in_dim(wide, 2 * size - more * piece, z.shape[1] - more, axis=1)
+    after = jnp.where(piece == last, z[:, -size:], jnp.zeros((), z.dtype))
+    return x, jax.lax.psum(after, sharding.time)
+
+  block, own = PartitionSpec(part(sharding.batch)), sharding.spec()
+  return jax.shard_map(local, mesh=sharding.mesh, in_specs=own, out_specs=(own, block))(z)
+
+
+def _neighbours(sharding: SequenceSharding, x, size: int):
+  """The last tokens of the piece before, the first ones of the piece after."""
+  return sharding.shift(x[:, -size:]), sharding.shift(x[:, :size], -1)
 
 
 def constrain(x: jax.Array, sharding: SequenceSharding | None, *, whole: bool = False) -> jax.Array:

@@ -229,6 +229,21 @@ def check_layout(
     state_shardings(jax.eval_shape(lambda m: m.init_state(batch), model), mesh, rules)
 
 
+def token_order(
+  model, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, length: int
+) -> np.ndarray | None:  # fmt: skip
+  """The order `[T] int` in which a model takes the tokens of a row (ids, targets, flags:
+  `a[:, order]`); None: as they are.
+
+  It differs where time is cut and the model works in several segments: each device then holds a
+  piece of every segment. A loss that sums over tokens does not depend on it.
+  """
+  tokens = sequence_sharding(mesh, rules)
+  if tokens is None or not tokens.time or length <= model.granularity or model.granularity == 1:
+    return None
+  return tokens.token_order(length, model.granularity)
+
+
 def place(model: M, mesh: Mesh, rules: Rules = DEFAULT_RULES, **options) -> M:
   """A model cut over a mesh.
 

@@ -27,6 +27,7 @@ from memjax.core import (
   select,
   submodules,
 )
+from memjax.core import sequence_sharding as sequence
 from memjax.core.replay import as_replay
 
 SPAN = "span"  # the entry of `context.tokens` that a body's attention reads
@@ -110,6 +111,7 @@ class RecurrentMemoryTransformer(Memory):
     self.dim, self.segment, self.memory = dim, segment, memory
     self.causal_memory, self.remat = causal_memory, as_replay(remat)
     self.body = body(dim, rngs=rngs)
+    self.sequence_sharding: sequence.SequenceSharding | None = None
     self._check_body()
     self.granularity, self.causal = segment, _causal(self.body)
     init = nnx.initializers.normal(dim**-0.5 if init_std is None else init_std)
@@ -135,6 +137,23 @@ class RecurrentMemoryTransformer(Memory):
     """Tokens that the body sees between two fresh states: what its attention must carry."""
     return self.segment + 2 * self.memory
 
+  def check_layout(self, sharding: sequence.SequenceSharding, length: int | None) -> None:
+    if not sharding.time:
+      return
+    sizes = {"segment": self.segment, "2 * memory": 2 * self.memory}
+    sharding.divide(**{name: (size, sharding.time) for name, size in sizes.items()})
+    piece = self.segment // sharding.pieces
+    if self.memory > piece:
+      raise ValueError(
+        f"memory={self.memory} tokens are more than the {piece} that a device holds of "
+        f"segment={self.segment} over {sharding.pieces} pieces of time; cut time over fewer"
+      )
+    if length is not None and length % self.segment:
+      raise ValueError(
+        f"T={length} is not a multiple of segment={self.segment}: an open segment cannot go on "
+        f"where time is cut, over {sharding.time}"
+      )
+
   def init_state(self, batch: int) -> RMTState:
     border = self._border(batch)
     return RMTState(border.memory, self.body.init_state(batch), border.filled)
@@ -148,6 +167,8 @@ class RecurrentMemoryTransformer(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     x, length = clean(x, valid), x.shape[1]
+    if self.sequence_sharding is not None:
+      self.check_layout(self.sequence_sharding, length)
     if length % self.segment == 0:
       return self._whole(x, state, reset, valid, context)
     if length < self.segment:
@@ -162,16 +183,15 @@ class RecurrentMemoryTransformer(Memory):
   # Whole segments: T = m g.
 
   def _whole(self, x, state, reset, valid, context):
-    batch, length, _ = x.shape
-    count = length // self.segment
+    batch, cut = x.shape[0], self.sequence_sharding
 
     def fold(tree):
-      return jax.tree.map(lambda a: a.reshape(batch, count, self.segment, *a.shape[2:]), tree)
+      return jax.tree.map(lambda a: sequence.fold(a, self.segment, cut), tree)
 
     folded, valid = fold(x), fold(valid)
     if context is not None:
       context = context.with_tokens(fold(context.tokens))
-    start, late = _resets(fold(reset), valid)
+    start, late = _resets(fold(reset), valid, cut)
     active = None if valid is None else jnp.any(valid, axis=-1)
     y, border = scan(
       self._segment, (folded, valid, late), _Border(state.memory, state.filled),
@@ -181,7 +201,7 @@ class RecurrentMemoryTransformer(Memory):
     if active is not None:  # a row without a valid token keeps its open segment
       touched = active if start is None else active | start
       body = select(jnp.any(touched, axis=1), body, state.body)
-    return y.reshape(x.shape), RMTState(border.memory, body, border.filled)
+    return sequence.unfold(y, cut), RMTState(border.memory, body, border.filled)
 
   def _segment(self, inputs, border, context):
     x, valid, late = inputs
@@ -194,14 +214,14 @@ class RecurrentMemoryTransformer(Memory):
   def _read_text_write(self, x, valid, memory, context):
     """The body on `[memory, x, memory]`: outputs `[B, g, D]` of the text, and the next memory."""
     batch, length, _ = x.shape
-    block = memory.astype(x.dtype)
-    z = jnp.concatenate([block, x, block], axis=1)
+    block, cut = memory.astype(x.dtype), self.sequence_sharding
+    z = sequence.frame(block, x, block, cut)
     if valid is not None:
       active = jnp.broadcast_to(jnp.any(valid, axis=1, keepdims=True), block.shape[:2])
-      valid = jnp.concatenate([active, valid, active], axis=1)
+      valid = sequence.frame(active, valid, active, cut)
     context = self._context(context, batch, (self.memory, length, self.memory))
     h, _ = self.body(z, self.body.init_state(batch), valid=valid, context=context)
-    y, memory = h[:, self.memory : self.memory + length], h[:, self.memory + length :]
+    y, memory = sequence.unframe(h, self.memory, cut)
     return y, memory.astype(jnp.float32)
 
   # A part of the open segment: T < g.
@@ -261,6 +281,9 @@ class RecurrentMemoryTransformer(Memory):
     read, text, write = lengths
 
     def pad(a):
+      if read == write == self.memory:  # a whole segment
+        block = jnp.zeros((batch, self.memory, *a.shape[2:]), a.dtype)
+        return sequence.frame(block, a, block, self.sequence_sharding)
       return jnp.pad(a[:, :text], [(0, 0), (read, write)] + [(0, 0)] * (a.ndim - 2))
 
     tokens = {} if context is None else {name: pad(a) for name, a in context.tokens.items()}
@@ -279,13 +302,14 @@ def _causal(body: Memory) -> bool:
   return all(m.causal or getattr(m, "span", None) is not None for m in innermost)
 
 
-def _resets(reset, valid):
+def _resets(reset, valid, cut=None):
   """`[...]`: a reset stands before the first valid token; `[..., T]`: one has come too late."""
   if reset is None:
     return None, None
   valid = jnp.ones(reset.shape, jnp.bool_) if valid is None else valid
-  before = jnp.cumsum(valid, axis=-1) > valid
-  return jnp.any(reset & ~before, axis=-1), jnp.cumsum(reset & before, axis=-1) > 0
+  before = sequence.cumsum(valid.astype(jnp.int32), cut) > valid
+  late = sequence.cumsum((reset & before).astype(jnp.int32), cut) > 0
+  return jnp.any(reset & ~before, axis=-1), late
 
 
 def _poison(y, broken, valid):

@@ -81,6 +81,10 @@ def _fitting(big: Case, mesh: Mesh) -> core.Rules:
       wanted = (wanted,) if isinstance(wanted, str) else wanted
       if size % math.prod(mesh.shape[axis] for axis in wanted if axis in mesh.shape):
         rules[name] = None
+  try:
+    core.check_layout(big.model, mesh, rules)
+  except ValueError:  # heads that do not divide, though the features of all of them do
+    rules["heads"] = None
   return rules
 
 

@@ -6,8 +6,10 @@ from flax import nnx
 
 from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
+from memjax.core.sequence_sharding import SequenceSharding, cumsum
 from memjax.transformer import cache as kv
-from memjax.transformer.attend import attend
+from memjax.transformer.on_mesh import attend_across, attend_apart
+from memjax.transformer.ring import Marks
 from memjax.transformer.rotary import PLAIN, Rotary, rotate
 
 _LARGEST = 1e15  # of a query's or key's entries: their products stay finite
@@ -91,10 +93,12 @@ class Attention(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     self._check_state(x, state)
+    if self.sequence_sharding is not None:
+      self.check_layout(self.sequence_sharding, x.shape[1])
     span = self._entry(self.span, context, x)
     places = self._entry(self.positions, context, x)
     length = state.length if self.slots else None
-    at = kv.positions(x.shape[:2], length, reset, valid)
+    at = kv.positions(x.shape[:2], length, reset, valid, self.sequence_sharding)
     q, k, v = self._project(clean(x, valid), at if places is None else places)
     if not self.slots:
       y = self._within(q, k, v, at, reset, valid, span)
@@ -127,11 +131,17 @@ class Attention(Memory):
 
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""
+    cut = self.sequence_sharding
+    if cut is not None and cut.time:
+      segment = None if reset is None else cumsum(reset.astype(jnp.int32), cut)
+      position = at if self.window is not None and valid is not None else None
+      return attend_across(cut, q, k, v, Marks(segment, span, valid, position), window=self.window)
     if reset is None and valid is None and span is None:
-      return attend(q, k, v, window=self.window)
+      return attend_apart(cut, q, k, v, window=self.window)
     mask = self._own(q.shape[:2], at, reset, valid, span)
     window = self.window if valid is None and span is None else None  # it counts valid tokens
-    return attend(q, k, v, mask, window=window, ahead=False if span is None else None)
+    ahead = False if span is None else None
+    return attend_apart(cut, q, k, v, mask, window=window, ahead=ahead)
 
   def _own(self, shape, at, reset, valid, span):
     """Which of the call's tokens see which: `[B or 1, T, T] bool`, every token itself."""
@@ -150,13 +160,13 @@ class Attention(Memory):
 
   def _carry(self, q, k, v, at, cache, reset, valid, span):
     """Attention to the cache and the call's own tokens, and the cache afterwards."""
-    ring = self.window is not None
+    ring, cut = self.window is not None, self.sequence_sharding
     fresh, stored = self._restarted(cache, at, reset, valid)
     length = at[:, -1] + (1 if valid is None else valid[:, -1])
     new = kv.store(fresh, k, v, at, stored, length, ring=ring)
     if q.shape[1] == 1 or (not ring and reset is None and span is None):
       mask = jnp.arange(self.slots)[None, None] <= at[..., None]
-      y = attend(q, new.keys, new.values, mask, ahead=True)
+      y = attend_apart(cut, q, new.keys, new.values, mask, ahead=True)
     else:
       old, broken = (cache, None) if reset is None else _mend(cache)
       mask = self._past(at, cache.length, reset)
@@ -164,7 +174,7 @@ class Attention(Memory):
       own = jnp.broadcast_to(own, (mask.shape[0], *own.shape[1:]))
       k, v = jnp.concatenate([old.keys, k], axis=1), jnp.concatenate([old.values, v], axis=1)
       seen = jnp.concatenate([mask, own], axis=2)
-      y = attend(q, k, v, seen, ahead=False if span is None else None)
+      y = attend_apart(cut, q, k, v, seen, ahead=False if span is None else None)
       if broken is not None:
         broken = broken[:, None] & jnp.any(mask, axis=2)
         broken = broken if valid is None else broken & valid
@@ -192,6 +202,17 @@ class Attention(Memory):
     if reset is not None:
       mask = mask & (segments(reset, reset.shape) == 0)[:, :, None]
     return mask
+
+  def check_layout(self, sharding: SequenceSharding, length: int | None) -> None:
+    if sharding.time and self.capacity:
+      raise ValueError(
+        f"Attention(capacity={self.capacity}) carries a cache, which is not cut along time, but "
+        f"tokens are, over {sharding.time}: use replace(model, capacity=0) to train, rules with "
+        "'time': None to generate"
+      )
+    exchanged = sharding.time if sharding.method == "all_to_all" else ()
+    heads = sharding.heads + exchanged
+    sharding.divide(heads=(self.heads, heads), kv_heads=(self.kv_heads, heads))
 
   def _check_state(self, x, state):
     if not self.slots:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from memjax.core import as_state, leaf, segments, select
+from memjax.core.sequence_sharding import SequenceSharding, cummax, cumsum
 
 
 @as_state
@@ -36,12 +37,15 @@ def restart(cache: KVCache, keep: jax.Array) -> KVCache:
   return select(keep, cache, jax.tree.map(jnp.zeros_like, cache))
 
 
-def positions(shape: tuple[int, int], length, reset, valid) -> jax.Array:
+def positions(
+  shape: tuple[int, int], length, reset, valid, sharding: SequenceSharding | None = None
+) -> jax.Array:
   """Position of every token: how many valid tokens of its segment lie before it.
 
   Args:
     shape: (B, T).   length: `[B] int32` tokens already in the cache, or None.
     reset, valid: `[B, T] bool` or None.
+    sharding: how the tokens lie on a mesh.
 
   Returns:
     `[B, T] int32`, or `[1, T]` where rows cannot differ.
@@ -49,11 +53,13 @@ def positions(shape: tuple[int, int], length, reset, valid) -> jax.Array:
   if valid is None:
     before = jnp.arange(shape[1], dtype=jnp.int32)[None]
   else:
-    before = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - valid
+    before = cumsum(valid.astype(jnp.int32), sharding) - valid
   carried = jnp.zeros((), jnp.int32) if length is None else length[:, None]
   if reset is None:
     return before + carried
-  start = jax.lax.cummax(jnp.where(reset, before, 0), axis=1)
+  start = cummax(jnp.broadcast_to(jnp.where(reset, before, 0), shape), sharding)
+  if length is None:
+    return before - start
   return before - start + jnp.where(segments(reset, shape) == 0, carried, 0)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from memjax.core import Memory, as_state, channel, checks, clean
 from memjax.core.layers import RMSNorm, dropout
 from memjax.core.module import stack, without_held
-from memjax.core.sequence_sharding import constrain
+from memjax.core.sequence_sharding import SequenceSharding, constrain
 from memjax.core.state import stack_depths, stack_key
 
 Factory = Callable[..., Memory]  # factory(dim, rngs=rngs)
@@ -45,13 +45,24 @@ class Layer(nnx.Module):
     if self.norm is not None:
       channel.emit("input", h)
     if self.sequence_sharding is not None:
-      self.memory.check_layout(self.sequence_sharding, x.shape[1])
+      self.check_layout(self.sequence_sharding, x.shape[1])
       h = constrain(h, self.sequence_sharding, whole=not self.memory.cuts_time)
     y, state = self.memory(h, state, reset=reset, valid=valid, context=context)
     if self.norm is not None:
       key = None if context is None or context.key is None else jax.random.fold_in(context.key, 1)
       y = x + dropout(y, rate, key)
     return constrain(y, self.sequence_sharding), state
+
+  def check_layout(self, sharding: SequenceSharding, length: int | None) -> None:
+    """As `Memory.check_layout`."""
+    self.memory.check_layout(sharding, length)
+    segment = self.memory.granularity
+    if sharding.time and length is not None and length > segment > 1:
+      raise ValueError(
+        f"{type(self.memory).__name__}, a layer of a Stack, works in segments of {segment} tokens, "
+        f"and a call has {length}: where time is cut, over {sharding.time}, its neighbours would "
+        f"need another order of tokens. Give T = {segment}, or put it around the Stack"
+      )
 
 
 class Stack(Memory):
