@@ -118,7 +118,8 @@ class Program:
     yield from self._visits(self.entry, 1, True, False, (), idle)
 
   def _visits(
-    self, name: str, times: float, known: bool, fused: bool, state: Sequence[int | None], idle: float
+    self, name: str, times: float, known: bool, fused: bool, state: Sequence[int | None],
+    idle: float,
   ) -> Iterator[Visit]:  # fmt: skip
     """Args: state: integers that stand in the tuple of the computation's parameter, or None."""
     for one in self.computations[name].values():
