@@ -59,6 +59,27 @@ def run(main: Callable) -> None:
   _run(start)
 
 
+def run_recipe(main: Callable, define: Callable = lambda: None) -> None:
+  """Runs `main(config, path of the recipe)` with `--config=FILE --config.field=value ...`.
+
+  Args:
+    main: called with the config and the path.
+    define: defines further flags.
+  """
+  config = config_flags.DEFINE_config_file("config", None, "the recipe: a file with get_config()")
+  path = _value_of(sys.argv, "config")
+  if path is None:
+    fail("give a recipe: --config=experiments/configs/text.py")
+  _check_fields(sys.argv, _read_recipe(path))
+  define()
+
+  def start(argv):
+    _no_left_overs(argv)
+    main(config.value, path)
+
+  _run(start)
+
+
 def run_on_workdir(main: Callable, define: Callable = lambda: None) -> None:
   """Runs `main(config, workdir)` with the config that a run left in `--workdir`; its fields can be
   set by flags.

@@ -41,17 +41,23 @@ _FREE = {
 }
 
 
-def count(fn, *args) -> float:
-  """FLOPs of `fn(*args)` (arguments may be abstract). Loops count each trip; data movement and
-  sorting count nothing. A kernel of one platform counts as the form for all the others."""
-  return _jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+def count(fn, *args, idle: float = 1.0) -> float:
+  """FLOPs of `fn(*args)` on all devices (arguments may be abstract). Loops count each trip; data
+  movement and sorting count nothing. A kernel of one platform counts as the form for all the
+  others.
+
+  Args:
+    idle: how often a branch is taken where another one costs nothing; branches else count as the
+      costliest.
+  """
+  return _jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, idle)
 
 
-def _jaxpr(jaxpr) -> float:
-  return sum(_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr(jaxpr, idle: float) -> float:
+  return sum(_equation(equation, idle) for equation in jaxpr.eqns)
 
 
-def _equation(equation) -> float:
+def _equation(equation, idle: float) -> float:
   name, params = equation.primitive.name, equation.params
   inner = [
     getattr(p, "jaxpr", p)
@@ -60,12 +66,12 @@ def _equation(equation) -> float:
   inner = [p for p in inner if hasattr(p, "eqns")]
   platforms = params.get("branches_platforms")
   if platforms:  # one computation in a form for each platform: its form for any
-    return _jaxpr(inner[platforms.index(None)])
+    return _jaxpr(inner[platforms.index(None)], idle)
   if name == "cond":
-    return max((_jaxpr(p) for p in inner), default=0)
+    costs = [_jaxpr(p, idle) for p in inner]
+    return max(costs, default=0) * (idle if 0 in costs else 1)
   if inner:
-    trips = params["length"] if name == "scan" else 1
-    return trips * sum(_jaxpr(p) for p in inner)
+    return _times(name, params) * sum(_jaxpr(p, idle) for p in inner)
   if name == "dot_general":
     (contract, _), _ = params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
@@ -80,3 +86,13 @@ def _equation(equation) -> float:
     if name.startswith(("reduce", "scatter", "cum"))
     else float(equation.outvars[0].aval.size)
   )
+
+
+def _times(name: str, params) -> int:
+  """How often the inside of an equation runs."""
+  if name == "scan":
+    return params["length"]
+  if name == "shard_map":  # what one device does
+    mesh = params["mesh"]
+    return math.prod(mesh.shape[axis] for axis in params.get("manual_axes", mesh.axis_names))
+  return 1

@@ -93,17 +93,12 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
     raise ValueError(
       f"config.model.memory_layers holds {outside}, but the layers are 0 to {model.layers - 1}"
     )
-  attention = functools.partial(
-    Attention, heads=model.heads, window=model.window, rotary=rotary(model)
-  )
-  feed_forward = functools.partial(
-    FeedForward, hidden=model.hidden or 4 * model.dim, activation=model.activation
-  )
-  exceptions = {}
+  attention, feed_forward = layers(model, window=model.window)
+  exceptions, dtype = {}, jnp.dtype(model.get("table_dtype", "float32"))
   if memory != "none":
     exceptions = {layer: (attention, MEMORIES[memory](model)) for layer in model.memory_layers}
   shared = (
-    {POOL: functools.partial(value_pool, model.memory_keys**2, model.dim)}
+    {POOL: functools.partial(value_pool, model.memory_keys**2, model.dim, param_dtype=dtype)}
     if memory == "memory_plus"
     else {}
   )
@@ -124,6 +119,28 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
     shared=shared,
     rngs=nnx.Rngs(seed),
   )
+
+
+def layers(model, **options):
+  """The factories of a block's attention and feed-forward.
+
+  Args:
+    model: the recipe's `model` part.   **options: more for the attention.
+  """
+  attention = functools.partial(
+    Attention,
+    heads=model.heads,
+    kv_heads=model.get("kv_heads"),
+    rotary=rotary(model) if "rope_method" in model else Rotary(),
+    **options,
+  )
+  feed_forward = functools.partial(
+    FeedForward,
+    hidden=model.hidden or 4 * model.dim,
+    activation=model.get("activation", "gelu"),
+    gated=model.get("gated", False),
+  )
+  return attention, feed_forward
 
 
 def parameters(model) -> int:

@@ -77,12 +77,13 @@ def tables_choice(config, model) -> str:
   return "lazy" if rows >= reads else "dense"
 
 
-def set_up(config, vocab: int, memory: str, *, abstract: bool = False):
+def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=None):
   """The training state of one model of a run, its optimiser, and the state's shardings (None on one
   device).
 
   Args:
     abstract: draw nothing: a template of the state, for a checkpoint.
+    devices: a mesh of these instead of those that are there.
   """
   rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
   make = training.abstract_state if abstract else training.make_state
@@ -90,7 +91,7 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False):
     lambda: models.build(config.model, vocab, memory=memory, seed=config.seed),
     lambda model: make_optimizer(config, model, rate),
     key=jax.random.key(config.seed),
-    mesh=meshes.mesh_or_none(config),
+    mesh=meshes.mesh_or_none(config) if devices is None else meshes.mesh_of(config, devices),
     rules=meshes.rules_of(config),
   )
 

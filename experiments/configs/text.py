@@ -35,7 +35,9 @@ def get_config() -> config_dict.ConfigDict:
   model.dim = 128
   model.layers = 4
   model.heads = 4
+  model.kv_heads = config_dict.placeholder(int)  # heads of keys and values; None: as many
   model.activation = "relu"  # gelu and silu cost as much as a matrix product on a CPU
+  model.gated = False  # the feed-forward multiplies by a second projection (SwiGLU with silu)
   model.hidden = 0  # of the feed-forward; 0: 4 * dim
   model.window = config_dict.placeholder(int)  # attention window; None: all that came before
   model.rope_base = 10_000.0
@@ -54,6 +56,7 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_query_dim = 64
   model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
   model.memory_qk_norm = "query"  # memory_plus: query | both | none
+  model.table_dtype = "float32"  # of memory_plus' values: float32 | bfloat16, rounded by chance
   model.memory_slots = 32  # ntm
   model.memory_slot_width = 16
 

@@ -49,6 +49,22 @@ def run(config, workdir: pathlib.Path) -> bool:
   return True
 
 
+def make_step(config, optimizer, shardings):
+  """The training step, jitted."""
+  loss_fn = training.language_model_loss()
+  return training.make_train_step(
+    loss_fn, optimizer, accumulate=config.accumulate, shardings=shardings
+  )
+
+
+def planned(config, vocab: int, devices):
+  """The training step and its abstract state for devices that need not be there."""
+  state, optimizer, shardings = runs.set_up(
+    config, vocab, config.model.memory, abstract=True, devices=devices
+  )
+  return make_step(config, optimizer, shardings), state
+
+
 def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | None:
   """Trains one model, or goes on where its newest checkpoint stands; None when a signal stopped
   it."""
@@ -63,9 +79,8 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
     )
   if text.padding:
     console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
-  loss_fn = training.language_model_loss()
   watch = Watch(config, corpus, folder, name)
-  eval_step = training.make_eval_step(loss_fn)
+  eval_step = training.make_eval_step(training.language_model_loss())
 
   def batches(tokens):
     return corpus.evaluation_batches(
@@ -80,9 +95,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
     result = training.fit(
       state,
-      training.make_train_step(
-        loss_fn, optimizer, accumulate=config.accumulate, shardings=shardings
-      ),
+      make_step(config, optimizer, shardings),
       text,
       steps=config.steps,
       evaluate=evaluate,

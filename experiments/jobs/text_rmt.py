@@ -14,7 +14,7 @@ from experiments.jobs.text import Watch
 from experiments.metrics import read
 from memjax import training
 from memjax.recurrent import RecurrentMemoryTransformer
-from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
+from memjax.transformer import LanguageModel, Stack
 
 MAY_CHANGE = ("evaluation", "checkpoint", "mesh", "rules")
 
@@ -33,10 +33,7 @@ class Trained:
 
 def build(model, vocab: int, *, memory: int, seed: int) -> LanguageModel:
   """The language model with `memory` memory tokens."""
-  attention = functools.partial(
-    Attention, heads=model.heads, span=None if model.causal_memory else "span"
-  )
-  feed_forward = functools.partial(FeedForward, hidden=model.hidden)
+  attention, feed_forward = models.layers(model, span=None if model.causal_memory else "span")
   body = functools.partial(
     RecurrentMemoryTransformer,
     body=functools.partial(Stack, pattern=(attention, feed_forward), repeats=model.layers),
@@ -73,22 +70,42 @@ def run(config, workdir: pathlib.Path) -> bool:
   return True
 
 
+def set_up(config, vocab: int, memory: int, mesh, make=training.make_state):
+  """The training state of the model with `memory` memory tokens, its optimiser, and the state's
+  shardings; `make` draws it, or does not (`training.abstract_state`)."""
+  return make(
+    lambda: build(config.model, vocab, memory=memory, seed=config.seed),
+    lambda model: runs.make_optimizer(config, model, config.optimizer.learning_rate),
+    key=jax.random.key(config.seed),
+    mesh=mesh,
+    rules=meshes.rules_of(config),
+    memory=lambda model: model.init_state(config.batch_size),
+  )
+
+
+def make_step(optimizer, shardings):
+  """The training step, jitted."""
+  loss_fn = training.language_model_loss(carry=True)
+  return training.make_train_step(loss_fn, optimizer, shardings=shardings)
+
+
+def planned(config, vocab: int, devices):
+  """The training step of the last model and its abstract state for devices that need not be
+  there."""
+  mesh, memory = meshes.mesh_of(config, devices), config.model.memory[-1]
+  state, optimizer, shardings = set_up(config, vocab, memory, mesh, training.abstract_state)
+  return make_step(optimizer, shardings), state
+
+
 def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
   """Trains one model, or goes on where its newest checkpoint stands; None when a signal stopped
   it."""
   name = f"memory_{memory}"
   with cli.one_line():
-    state, optimizer, shardings = training.make_state(
-      lambda: build(config.model, corpus.vocab_size, memory=memory, seed=config.seed),
-      lambda model: runs.make_optimizer(config, model, config.optimizer.learning_rate),
-      key=jax.random.key(config.seed),
-      mesh=meshes.mesh_or_none(config),
-      rules=meshes.rules_of(config),
-      memory=lambda model: model.init_state(config.batch_size),
-    )
+    mesh = meshes.mesh_or_none(config)
+    state, optimizer, shardings = set_up(config, corpus.vocab_size, memory, mesh)
     place = meshes.placing(config)
-  loss_fn = training.language_model_loss(carry=True)
-  eval_step = training.make_eval_step(loss_fn)
+  eval_step = training.make_eval_step(training.language_model_loss(carry=True))
   cut = {
     "sequence_length": config.sequence_length,
     "batch_size": config.batch_size,
@@ -104,7 +121,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
   with training.Checkpoints(workdir / name / "checkpoints", keep=config.checkpoint.keep) as saved:
     result = training.fit(
       state,
-      training.make_train_step(loss_fn, optimizer, shardings=shardings),
+      make_step(optimizer, shardings),
       corpus.train_batches(**cut, seed=config.seed),
       steps=config.steps,
       evaluate=evaluate,

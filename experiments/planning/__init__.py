@@ -1,0 +1,1 @@
+"""What a training step needs on chips that are not there: see `experiments.plan`."""
