@@ -15,16 +15,14 @@ class MetricsWriter:
   """
 
   def __init__(self, folder: pathlib.Path, start: int = 0):
-    from tensorboardX import SummaryWriter
+    from experiments.events import Events
 
     folder.mkdir(parents=True, exist_ok=True)
     self.path = folder / "metrics.csv"
     self.rows = [row for row in read(self.path) if row["step"] <= start]
     self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
     self._rewrite()
-    self.events = SummaryWriter(
-      str(folder), purge_step=start + 1 if start else None, write_to_disk=True
-    )
+    self.events = Events(folder, start)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds one row; a new name adds a column."""

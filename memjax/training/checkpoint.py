@@ -27,6 +27,7 @@ from memjax.training.checkpoint_arrays import (
   from_host,
   to_host,
 )
+from memjax.training.checkpoint_guard import described
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETING = ".deleting"
@@ -239,18 +240,39 @@ class Checkpoints:
   def _load(self, step: int, template, partial: bool) -> Restored:
     info, wanted = self.info(step), expected(template)
     check_names(wanted, info["names"], partial, step)
-    arrays = self._arrays(step, [name for name, a in wanted.items() if a.size])
+    names = [name for name, a in wanted.items() if a.size]
+    there = self.described(step)
+    for name in names:  # before anything is read: a forged shape may be larger than the memory
+      if name not in there:
+        raise Damaged(f"{name} is not in it, though its list of names holds it")
+      check_array(name, there[name], wanted[name], step)
+    arrays = self._arrays(step, names)
     for name, a in wanted.items():  # Orbax takes no empty arrays: they are made here
       check_array(name, arrays.setdefault(name, np.zeros(a.shape, a.dtype)), a, step)
     return Restored(step, from_host(template, arrays), info["extra"])
 
-  def _read(self, step: int, item: str, request):
-    folder = self.directory / str(step)
-    if flaw := checkpoint_files.flaw(folder, item):
+  def described(self, step: int, *, verify: bool = True) -> dict[str, Any]:
+    """Metadata of the arrays of a checkpoint (`shape`, `dtype`) by name; no array is read, but to
+    `verify` the checksums of their files.
+
+    Raises:
+      Damaged: it cannot be read, or is not what `save` writes.
+    """
+    if verify:
+      self._verify(step, "arrays")
+    try:
+      return described(self.directory / str(step) / "arrays")
+    except Exception as error:  # Orbax and TensorStore each raise their own
+      raise Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
+
+  def _verify(self, step: int, item: str):
+    if flaw := checkpoint_files.flaw(self.directory / str(step), item):
       raise Damaged(flaw)
+
+  def _read(self, step: int, item: str, request):
     try:
       args = self._ocp.args.Composite(**{item: request})
-      return self._writer.restore(folder, args=args)[item]
+      return self._writer.restore(self.directory / str(step), args=args)[item]
     except MemoryError:
       raise
     except Exception as error:  # Orbax and TensorStore each raise their own
@@ -269,13 +291,15 @@ class Checkpoints:
     Raises:
       Damaged: it cannot be read, or is not what `save` writes.
     """
+    self._verify(step, "info")
     item = self._read(step, "info", self._ocp.args.JsonRestore())
     try:
       info = json.loads(item["json"])
       if info["step"] != step or not isinstance(info["extra"], dict):
         raise ValueError(f"it is of step {info['step']!r}")
-      return {**info, "metric": info["metric"], "names": list(map(str, info["names"]))}
-    except (TypeError, KeyError, ValueError) as error:
+      metric = None if info["metric"] is None else float(info["metric"])
+      return {**info, "metric": metric, "names": list(map(str, info["names"]))}
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
       raise Damaged(f"info is not what memjax writes ({error!r})") from error
 
   def _metric(self, step: int) -> float | None:
@@ -285,7 +309,8 @@ class Checkpoints:
       return None  # restore will say so
 
   def _listed(self) -> list[int]:
-    return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+    names = (path.name for path in self.directory.iterdir())
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
   def _seal(self):
     """Runs in the background when all files are written, before the directory gets its name."""

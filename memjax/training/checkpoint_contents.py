@@ -1,13 +1,12 @@
 """What a checkpoint holds, told without the model that it is of."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
 
 from memjax.training.checkpoint import CheckpointError, Checkpoints, Damaged
-from memjax.training.checkpoint_files import NAME, flaw, size
+from memjax.training.checkpoint_files import NAME, size
 from memjax.training.export import Entry
 
 PARAMETERS, REST, OPTIMIZER, MEMORY = "params/", "rest/arrays/", "opt_state/", "memory/"
@@ -65,9 +64,8 @@ def contents(checkpoints: Checkpoints, step: int | None = None, *, verify: bool 
     )
   try:
     info = checkpoints.info(step)
-    if verify and (fault := flaw(folder, "arrays")):
-      raise Damaged(fault)
-    shapes = _shapes(folder / "arrays")
+    arrays = checkpoints.described(step, verify=verify).items()
+    shapes = {name: jax.ShapeDtypeStruct(a.shape, np.dtype(a.dtype)) for name, a in arrays}
   except Exception as error:  # Orbax raises what it likes on metadata that it cannot read
     text = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {error}"
     text = (text.splitlines() or [""])[0][:200]
@@ -107,10 +105,3 @@ def _reader(checkpoints: Checkpoints, step: int, name: str):
       return np.asarray(reader.restore(folder, args=request)[name], order="C")
 
   return read
-
-
-def _shapes(folder) -> dict[str, Any]:
-  import orbax.checkpoint as ocp
-
-  tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-  return {name: jax.ShapeDtypeStruct(a.shape, np.dtype(a.dtype)) for name, a in tree.items()}

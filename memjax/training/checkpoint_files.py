@@ -1,9 +1,12 @@
 """Checksums of a checkpoint's files, so that damage is found before anything parses them."""
 
 import json
+import os
+import stat
 import zlib
 
 NAME = "checksums.json"
+LARGEST = 1 << 28  # bytes of a JSON file; one name takes some 100
 
 
 def seal(folder) -> None:
@@ -18,21 +21,31 @@ def seal(folder) -> None:
 
 
 def flaw(folder, item: str) -> str | None:
-  """What is wrong with the files of one sub-folder; None if they are what was sealed."""
+  """What is wrong with the files of one sub-folder; None if they are what was sealed.
+
+  Only regular files below the sub-folder are opened, and only if each has its checksum, whatever
+  `checksums.json` says: it too may come from anywhere.
+  """
   try:
+    if (folder / NAME).stat().length > LARGEST:
+      return f"{NAME} is larger than {LARGEST} bytes"
     sealed = json.loads((folder / NAME).read_text())
     if zlib.crc32(sealed["files"].encode()) != sealed["crc32"]:
       return f"{NAME} is not what was saved"
-    files = json.loads(sealed["files"])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    files = {name: list(value) for name, value in json.loads(sealed["files"]).items()}
+    found = _files(folder / item) if (folder / item).is_dir() else ()
+    there = {f"{item}/{name}": path for name, path in found}
+  except FileNotFoundError:
+    return f"it has no {NAME}: it was not written by memjax, or not to its end"
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     return f"{NAME} cannot be read ({type(error).__name__})"
-  for name, expected in files.items():
-    path = folder / name
-    if name.split("/")[0] != item:
-      continue
-    if not path.exists():
-      return f"{name} is missing"
-    if _size_and_sum(path) != expected:
+  wanted = {name: value for name, value in files.items() if name.split("/")[0] == item}
+  for name in sorted(wanted.keys() ^ there.keys()):
+    return f"{name} is missing" if name in wanted else f"{name} has no checksum"
+  for name, path in there.items():
+    if not _regular(path):
+      return f"{name} is not a regular file"
+    if _size_and_sum(path) != wanted[name]:
       return f"{name} is not what was saved"
   return None
 
@@ -44,10 +57,18 @@ def size(folder) -> int:
 
 def _files(folder, prefix: str = ""):
   for path in folder.iterdir():
-    if path.is_dir():
+    if path.is_dir() and not os.path.islink(path):
       yield from _files(path, f"{prefix}{path.name}/")
     else:
       yield f"{prefix}{path.name}", path
+
+
+def _regular(path) -> bool:
+  """Not a pipe or device, which could be read for ever, and not a link to one."""
+  try:
+    return stat.S_ISREG(os.lstat(path).st_mode)
+  except OSError:
+    return path.is_file()  # in a bucket
 
 
 def _size_and_sum(path) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
-from memjax.training.checkpoint import Checkpoints
+from memjax.training.checkpoint import CheckpointError, Checkpoints
 from memjax.training.signals import StopOnSignal
 from memjax.training.step import TrainState
 from memjax.training.watchdog import Watchdog
@@ -153,10 +153,16 @@ class _Run:
       return {}
     self.state, self.step, self.saved = restored.tree, restored.step, restored.step
     progress = restored.extra
-    self.best, self.best_step = progress["best"], progress["best_step"]
-    self.seconds, self.satisfied = progress["seconds"], progress.get("satisfied", False)
-    self.batches.set_state(progress["position"])
-    return progress["extra"]
+    try:
+      self.best, self.best_step = progress["best"], progress["best_step"]
+      self.seconds, self.satisfied = progress["seconds"], progress.get("satisfied", False)
+      position, extra = progress["position"], progress["extra"]
+    except KeyError as error:
+      raise CheckpointError(
+        f"the checkpoint of step {self.step} was not saved by fit: it holds no {error}"
+      ) from None
+    self.batches.set_state(position)
+    return extra
 
   @property
   def ended(self) -> bool:

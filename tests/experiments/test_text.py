@@ -13,6 +13,7 @@ import pytest
 
 from experiments import models, runs
 from experiments.configs import text as recipe
+from experiments.events import Events
 from experiments.metrics import MetricsWriter, read
 from tests.experiments.conftest import ROOT, TINY, command, run, train_command
 
@@ -174,3 +175,25 @@ def test_metrics_of_a_killed_run_are_cut_at_the_checkpoint(tmp_path):
   rows = read(tmp_path / "metrics.csv")
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
   assert rows[-1] == {"step": 4, "loss": 0.5, "more": 2.0} and rows[0] == {"step": 1, "loss": 1.0}
+
+
+def test_events_are_those_that_tensorboard_reads(tmp_path):
+  """The records of the file, read without the library that wrote them; a later start says so."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  for start, steps in ((0, (1, 2)), (1, (2,))):
+    events = Events(tmp_path, start)
+    for step in steps:
+      events.add_scalar("loss", 1 / step, step)
+    events.close()
+    [path] = tmp_path.glob("events.out.tfevents.*")
+    data, found = path.read_bytes(), []
+    while data:  # length, its checksum, the event, its checksum
+      size = int.from_bytes(data[:8], "little")
+      found.append(Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+    assert found[0].file_version == "brain.Event:2"
+    assert [e.step for e in found if e.session_log.status == SessionLog.START] == [2] * (start > 0)
+    scalars = [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value]
+    assert scalars == [(step, "loss", 1 / step) for step in steps]
+    path.unlink()

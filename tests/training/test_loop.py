@@ -230,3 +230,14 @@ def test_it_ends_early_once_an_evaluation_satisfies_and_stays_ended(tmp_path):
     repeated = run(again, steps=100, checkpoints=checkpoints, **options)
   assert (repeated.step, repeated.stopped, again.losses) == (8, False, {})
   assert same_bits(repeated.state, result.state)
+
+
+def test_a_checkpoint_that_fit_did_not_save_is_named(tmp_path):
+  optimizer = make_optimizer(tiny(), learning_rate=0.1)
+  state = init_train_state(tiny(), optimizer, key=jax.random.key(0), memory=no_memory(4))
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {"best": None})
+    with pytest.raises(
+      CheckpointError, match="step 1 was not saved by fit: it holds no 'best_step'"
+    ):
+      fit(state, None, Batches(), steps=2, checkpoints=checkpoints)
