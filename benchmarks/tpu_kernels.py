@@ -4,11 +4,12 @@
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_kernels
 
 Needs no TPU: kernels are compiled ahead of time for each chip, and nothing runs. 8192 tokens x 128
-rows of a bfloat16 table of 2^20, at 1024 and 2048 columns, and a search of 4 heads among 1024^2
-slots. For the kernel: bytes of its `CostEstimate`, the compiler's temporary memory, and the time
-of those bytes at the chip's bandwidth, which no kernel can beat. For plain XLA (gather the rows,
-then one product; for the search scores, then top-k): the compiler's count of bytes, memory, and
-the time of those bytes. A second or two a line; exit code 2 without libtpu.
+rows of a bfloat16 table of 2^20, at 1024 and 2048 columns; the sums of 65,536 of its reads, which
+a training step makes sixteen times; and a search of 4 heads among 1024^2 slots. For the kernel:
+bytes of its `CostEstimate`, the compiler's temporary memory, and the time of those bytes at the
+chip's bandwidth, which no kernel can beat. For plain XLA (gather the rows, then one product or a
+scatter; for the search scores, then top-k): the compiler's count of bytes, memory, and the time of
+those bytes. A second or two a line; exit code 2 without libtpu.
 """
 
 import argparse
@@ -23,11 +24,12 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.embedding_bag import reference, tpu, tpu_plan
+from pallas_kernels.embedding_bag import reference, rows, tpu, tpu_plan, tpu_rows
 from pallas_kernels.embedding_bag.shapes import Bags
 from pallas_kernels.product_key_topk import chunk as search_chunk
 from pallas_kernels.product_key_topk import tpu as search_tpu
@@ -56,11 +58,23 @@ def cases(bags: list[Bags], search: Search) -> Iterator[Case]:
       kernel = functools.partial(getattr(tpu, name), interpret=False)
       plain = functools.partial(_plain, getattr(reference, name))
       yield f"{name}, {table}", kernel, plain, (shape.values, shape.ids, operand), moved
+  for width in sorted({shape.dim for shape in bags}):
+    yield _sums(bags[0].tokens, min(rows.LARGE, bags[0].ids.size), width)
   moved = search_tpu.cost(search.queries, search.keys, search.top_k).bytes_accessed
   kernel = functools.partial(search_tpu.product_key_topk, top_k=search.top_k, interpret=False)
   plain = functools.partial(search_chunk.product_key_topk, top_k=search.top_k)
   name = f"product_key_topk, {search.heads} x {search.n}^2"
   yield name, kernel, plain, (search.queries, search.keys), moved
+
+
+def _sums(tokens: int, reads: int, width: int) -> Case:
+  of = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+  token = of(reads, dtype=jnp.int32)
+  operands = token, of(reads), token, of(tokens, width), of(width)
+  kernel = functools.partial(tpu_rows.sum_sorted, size=reads, interpret=False)
+  plain = functools.partial(rows.sum_sorted, size=reads)
+  moved = tpu_rows.cost(reads, reads, width).bytes_accessed
+  return f"sums of {reads} reads x {width}", kernel, plain, operands, moved
 
 
 def _plain(form: Callable, values, ids, operand):

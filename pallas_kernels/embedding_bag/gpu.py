@@ -22,8 +22,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import compat
-from pallas_kernels.embedding_bag.reads import sort_reads
-from pallas_kernels.embedding_bag.rows import TouchedRows
 
 THREADS = 128  # of a program
 COLUMNS = 2048  # that a program holds at most: 16 float32 a thread
@@ -43,15 +41,6 @@ def embedding_bag(values: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.
 def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
   """See `op.dot_bag`; raises as `embedding_bag` does."""
   return run_dots(backend(values, vectors), values, ids, vectors)
-
-
-def grad_rows(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: int) -> TouchedRows:
-  """`rows.touched_rows` by one program per row: each row is summed in order and written once.
-
-  No atomics, no temporary of the size of the reads times dv, bit for bit repeatable. Raises as
-  `embedding_bag` does.
-  """
-  return run_grad(backend(vectors), ids, weights, vectors, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +165,7 @@ def _ids(ids: jax.Array, rows: int) -> jax.Array:
   return (jnp.clip(ids, -1, rows) if ids.dtype.itemsize > 4 else ids).astype(jnp.int32)
 
 
-def _by_groups(begin, end, size: int, step: Callable, carry):
+def by_groups(begin, end, size: int, step: Callable, carry):
   """`carry = step(first, count, carry)` over begin..end by `size`, then one by one."""
   groups = (end - begin) // size
   body = lambda i, carry: step(begin + i * size, size, carry)  # noqa: E731
@@ -207,7 +196,7 @@ def run_bag(form, values, ids, weights) -> jax.Array:
         y = y + jnp.where(meant, weight.astype(jnp.float32) * vector.astype(jnp.float32), 0.0)
       return y
 
-    y = _by_groups(0, bag, flying, add, form.zeros())
+    y = by_groups(0, bag, flying, add, form.zeros())
     form.store(out, token, start, y)
 
   read = tokens * bag * (columns * values.dtype.itemsize + blocks * (4 + weights.dtype.itemsize))
@@ -242,57 +231,10 @@ def run_dots(form, values, ids, vectors) -> jax.Array:
         out[token, first + slot] = jnp.where(meant, total, 0.0)
       return carry
 
-    _by_groups(0, bag, flying, dot, ())
+    by_groups(0, bag, flying, dot, ())
 
   read = tokens * (bag * (columns * values.dtype.itemsize + 4) + vectors.dtype.itemsize * columns)
   cost = pl.CostEstimate(
     flops=2 * tokens * bag * columns, bytes_accessed=read + 4 * tokens * bag, transcendentals=0
   )
   return form.launch(dot_bag, tokens, (tokens, bag), cost, values, _ids(ids, rows), vectors)
-
-
-def run_grad(form, ids, weights, vectors, rows: int) -> TouchedRows:
-  """`grad_rows` by one form: a program per touched row and block of columns."""
-  columns, bag = vectors.shape[1], ids.shape[1]
-  size = min(rows, ids.size)
-  if 0 in (size, columns):
-    return TouchedRows(
-      rows + jnp.arange(size, dtype=jnp.int32), jnp.zeros((size, columns)), jnp.int32(0)
-    )
-  reads = sort_reads(ids, rows)
-  live = jnp.sum(reads.row < rows, dtype=jnp.int32)
-  position = jnp.arange(ids.size, dtype=jnp.int32)
-  first = (reads.row < rows) & jnp.append(True, reads.rank[1:] != reads.rank[:-1])
-  rank = jnp.where(first, reads.rank, size + 1)
-  # A row's reads are begin[r] .. begin[r + 1]; rows after the last one have none.
-  begin = jnp.broadcast_to(live, (size + 1,)).at[rank].set(position, mode="drop")
-  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[rank].set(reads.row, mode="drop")
-  blocks = pl.cdiv(columns, form.block)
-  flying = max(1, min(8, IN_FLIGHT // (form.block * form.itemsize)))
-
-  def grad_rows(program, begin, tokens, weights, vectors, out):
-    row, start = program // blocks, program % blocks * form.block
-
-    def add(first, count, y):
-      loaded = []
-      for read in range(count):
-        token = tokens[first + read]
-        loaded.append((form.load(vectors, token, start), weights[first + read]))
-      for vector, weight in loaded:
-        y = y + weight.astype(jnp.float32) * vector.astype(jnp.float32)
-      return y
-
-    y = _by_groups(begin[row], begin[row + 1], flying, add, form.zeros())
-    form.store(out, row, start, y)
-
-  sorted_weights = weights.reshape(-1).at[reads.order].get(mode="promise_in_bounds")
-  each = columns * vectors.dtype.itemsize + 8
-  cost = pl.CostEstimate(
-    flops=2 * ids.size * columns, transcendentals=0,
-    bytes_accessed=ids.size * each + 4 * size * (columns + 1),
-  )  # fmt: skip
-  summed = form.launch(
-    grad_rows, size * blocks, (size, columns), cost,
-    begin, reads.order // bag, sorted_weights, vectors,
-  )  # fmt: skip
-  return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))

@@ -15,12 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import by_platform
+from pallas_kernels.dispatch import by_platform, lazy
 from pallas_kernels.embedding_bag.reads import sort_reads
 
 CHUNK = 2048  # reads in a chunk: what a row needs then stays in a CPU's cache
+LARGE = 2**16  # and where a kernel sums them: an accelerator pays for every call
 BLOCK = 256  # rows that a CPU updates at once: it pays for empty places, others for every call
 WHOLE = 2**30  # as a block: all rows of a chunk
+
+_HERE = "pallas_kernels.embedding_bag"
 
 PUT = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 
@@ -65,7 +68,12 @@ def touched_rows(
   if ids.size == 0:
     return TouchedRows(found, jnp.zeros((0, vectors.shape[1])), jnp.int32(0))
   run = functools.partial(_touched, rows=rows, size=size, chunk=chunk)
-  found, summed = by_platform(run, cpu=functools.partial(run, block=BLOCK))(ids, weights, vectors)
+  best = by_platform(
+    run, cpu=functools.partial(run, block=BLOCK),
+    cuda=functools.partial(lazy(f"{_HERE}.gpu_rows", "touched"), rows=rows, size=size),
+    tpu=functools.partial(_touched_at_once, rows=rows, size=size),
+  )  # fmt: skip
+  found, summed = best(ids, weights, vectors)
   return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))
 
 
@@ -79,6 +87,15 @@ def _touched(ids, weights, vectors, *, rows: int, size: int, chunk: int, block: 
   found = rows + jnp.arange(size, dtype=jnp.int32)
   summed = jnp.zeros((size, vectors.shape[1]), jnp.float32)
   return _visit(ids, weights, vectors, rows, chunk, block, write, (found, summed))
+
+
+def _touched_at_once(ids, weights, vectors, *, rows: int, size: int):
+  """The same by a TPU's kernel, all reads in one call."""
+  reads = sort_reads(ids, rows)
+  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[reads.rank].set(reads.row, mode="drop")
+  first = jnp.zeros(vectors.shape[1])
+  summed = _tpu_sums(*_read(reads.order, weights), reads.rank, vectors, first, size)
+  return found, jnp.where((found < rows)[:, None], summed, 0)
 
 
 def update_rows(
@@ -103,11 +120,19 @@ def update_rows(
   if ids.size == 0:
     return carry, arrays
   update = functools.partial(_update, fn, chunk=chunk)
-  run = by_platform(update, cpu=functools.partial(update, block=block))
+  large = functools.partial(_update, fn, chunk=max(chunk, LARGE))
+  run = by_platform(
+    update, cpu=functools.partial(update, block=block),
+    cuda=functools.partial(large, sums=lazy(f"{_HERE}.gpu_rows", "sum_sorted")),
+    tpu=functools.partial(large, sums=_tpu_sums),
+  )  # fmt: skip
   return run(ids, weights, vectors, arrays, carry)
 
 
-def _update(fn, ids, weights, vectors, arrays, carry, *, chunk: int, block: int = WHOLE):
+def _update(
+  fn, ids, weights, vectors, arrays, carry, *, chunk: int, block: int = WHOLE,
+  sums: Callable | None = None,
+):  # fmt: skip
   """See `update_rows`."""
   rows = jax.tree.leaves(arrays)[0].shape[0]
 
@@ -119,20 +144,42 @@ def _update(fn, ids, weights, vectors, arrays, carry, *, chunk: int, block: int 
     put = lambda a, b: a.at[row].set(b.astype(a.dtype), **PUT)  # noqa: E731
     return carry, jax.tree.map(put, arrays, new)
 
-  return _visit(ids, weights, vectors, rows, chunk, block, visit, (carry, arrays))
+  return _visit(ids, weights, vectors, rows, chunk, block, visit, (carry, arrays), sums)
 
 
-def _each(order, weights, vectors) -> jax.Array:
-  """What each read adds to its row, `[reads, dv]` float32."""
-  weight = weights.reshape(-1).at[order].get(mode="promise_in_bounds").astype(jnp.float32)
-  vector = vectors.at[order // weights.shape[1]].get(mode="promise_in_bounds")
-  return weight[:, None] * vector.astype(jnp.float32)
+def sum_sorted(
+  token: jax.Array, weight: jax.Array, slot: jax.Array, vectors: jax.Array, first: jax.Array,
+  size: int,
+) -> jax.Array:  # fmt: skip
+  """`[size, dv]` float32: in each slot the sum of `weight[r] vectors[token[r]]` over its reads r.
+
+  Args:
+    token, weight: `[R]`, of the reads.
+    slot: `[R]`, ascending from 0 or 1 without gaps.
+    vectors: `[T, dv]`.   first: `[dv]`, what slot 0 holds to begin with.
+    size: slots. Those after the last read's hold anything.
+  """
+  each = weight.astype(jnp.float32)[:, None] * vectors.at[token].get(mode="promise_in_bounds")
+  start = jnp.zeros((size, vectors.shape[1]), jnp.float32).at[0].set(first)
+  return start.at[slot].add(each, mode="promise_in_bounds", indices_are_sorted=True)
 
 
-def _visit(ids, weights, vectors, rows: int, chunk: int, block: int, fn: Callable, carry: Any):
+_tpu_sums = functools.partial(lazy(f"{_HERE}.tpu_rows", "sum_sorted"), interpret=False)
+
+
+def _read(order, weights) -> tuple[jax.Array, jax.Array]:
+  """Token and weight of each read."""
+  return order // weights.shape[1], weights.reshape(-1).at[order].get(mode="promise_in_bounds")
+
+
+def _visit(
+  ids, weights, vectors, rows: int, chunk: int, block: int, fn: Callable, carry: Any,
+  sums: Callable | None = None,
+):  # fmt: skip
   """Hands each touched row to `fn` once, complete, in ascending order, about a chunk at a time.
 
   Args:
+    sums: a kernel in place of `sum_sorted`.
     block: R, the greatest number of rows for `fn`.
     fn: `(carry, row [R], rank [R], gradient [R, dv], live [R]) -> carry`; where `live` is false,
       the gradient is 0 and rows are N and more, ascending, for a scatter to drop.
@@ -148,16 +195,16 @@ def _visit(ids, weights, vectors, rows: int, chunk: int, block: int, fn: Callabl
   row, rank = pad(reads.row, jnp.int32(rows)), pad(reads.rank, last)
   order = pad(reads.order, jnp.int32(0))
   slots = jnp.arange(size, dtype=jnp.int32)
-  sums = {"mode": "promise_in_bounds", "indices_are_sorted": True}
+  sums = sums or sum_sorted
 
   def body(loop, reads):
     carry, begun = loop
     row, order, rank = reads
     local = rank - begun["rank"]  # slot 0: the row that the chunk before left open
-    each = jnp.where((row < rows)[:, None], _each(order, weights, vectors), 0)
-    summed = jnp.zeros((size, vectors.shape[1]), jnp.float32).at[0].set(begun["sum"])
-    summed = summed.at[local].add(each, **sums)
-    found = (rows + slots).at[0].set(begun["row"]).at[local].set(row, **sums)
+    # Padding comes last, and its slot is never handed on.
+    summed = sums(*_read(order, weights), local, vectors, begun["sum"], size)
+    found = (rows + slots).at[0].set(begun["row"])
+    found = found.at[local].set(row, mode="promise_in_bounds", indices_are_sorted=True)
     end = local[-1]
     live = (slots < end) & (found < rows)
     found, ranks = jnp.where(live, found, rows + slots), begun["rank"] + slots

@@ -21,7 +21,7 @@ from pallas_kernels import compat
 from pallas_kernels.embedding_bag.tpu_plan import LANES, SUBLANES, Plan, cost, plan_for, round_up
 
 
-def _stream(plan: Plan, refs, ring, arrived, consume) -> None:
+def stream(plan: Plan, refs, ring, arrived, consume) -> None:
   """Calls `consume(t, slot, start)` for each token of this step, whose rows lie in `ring[slot]`.
 
   Args:
@@ -80,29 +80,31 @@ def _stream(plan: Plan, refs, ring, arrived, consume) -> None:
   jax.lax.fori_loop(0, jnp.minimum(plan.block, left), token, None)
 
 
-def _rows(plan: Plan, refs, ring, t, slot, group) -> list[jax.Array]:
+def rows(plan: Plan, refs, ring, t, slot, group) -> list[jax.Array]:
   """Eight rows of a bag, `[tiles, 128]` float32 each."""
-  rows = [ring[slot, group * SUBLANES + j] for j in range(SUBLANES)]
+  loaded = [ring[slot, group * SUBLANES + j] for j in range(SUBLANES)]
   if plan.word != jnp.uint32:
-    return [row.astype(jnp.float32) for row in rows]
+    return [row.astype(jnp.float32) for row in loaded]
   first = t * plan.stride + group * SUBLANES
   shifts = [refs["shifts"][first + j].astype(jnp.uint32) for j in range(SUBLANES)]
-  words = [(row << shift) & jnp.uint32(0xFFFF0000) for row, shift in zip(rows, shifts, strict=True)]
+  words = [
+    (row << shift) & jnp.uint32(0xFFFF0000) for row, shift in zip(loaded, shifts, strict=True)
+  ]
   return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
 
 
 def _bag_kernel(plan: Plan, refs, out, ring, arrived):
   def consume(t, slot, start):
     def add(group, y):
-      rows = _rows(plan, refs, ring, t, slot, group)
+      loaded = rows(plan, refs, ring, t, slot, group)
       start(group)
       first = t * plan.stride + group * SUBLANES
-      return y + sum(refs["weights"][first + j] * row for j, row in enumerate(rows))
+      return y + sum(refs["weights"][first + j] * row for j, row in enumerate(loaded))
 
     y = jax.lax.fori_loop(0, plan.groups, add, jnp.zeros((plan.tiles, LANES), jnp.float32))
     out[pl.ds(t, 1)] = jnp.concatenate([y[c : c + 1] for c in range(plan.tiles)], axis=1)
 
-  _stream(plan, refs, ring, arrived, consume)
+  stream(plan, refs, ring, arrived, consume)
 
 
 def _dot_kernel(plan: Plan, refs, out, ring, arrived, product):
@@ -115,9 +117,9 @@ def _dot_kernel(plan: Plan, refs, out, ring, arrived, product):
     vector = jnp.concatenate(pieces, axis=0)
 
     def dot(group, _):
-      rows = _rows(plan, refs, ring, t, slot, group)
+      loaded = rows(plan, refs, ring, t, slot, group)
       start(group)
-      sums = [jnp.sum(row * vector, axis=0, keepdims=True) for row in rows]
+      sums = [jnp.sum(row * vector, axis=0, keepdims=True) for row in loaded]
       at = pl.multiple_of(group * SUBLANES, SUBLANES)
       product[pl.ds(at, SUBLANES)] = jnp.concatenate(sums, axis=0)
 
@@ -126,7 +128,7 @@ def _dot_kernel(plan: Plan, refs, out, ring, arrived, product):
     lying = [jnp.sum(tile, axis=0, keepdims=True) for tile in tiles]
     out[0, pl.ds(t, 1)] = jnp.concatenate(lying, axis=1)
 
-  _stream(plan, refs, ring, arrived, consume)
+  stream(plan, refs, ring, arrived, consume)
 
 
 def _flat(plan: Plan, array: jax.Array) -> jax.Array:
@@ -145,7 +147,9 @@ def _tiled(values: jax.Array, interpret) -> jax.Array:
   return values.reshape(-1, high, values.shape[1] // LANES, LANES).swapaxes(1, 2)
 
 
-def _call(kernel, plan: Plan, values, ids, inputs, specs, out, scratch, interpret):
+def call(
+  kernel, plan: Plan, values, ids, inputs, specs, out, scratch, interpret, *, cost: pl.CostEstimate
+):  # fmt: skip
   """Runs a kernel.
 
   Args:
@@ -155,10 +159,10 @@ def _call(kernel, plan: Plan, values, ids, inputs, specs, out, scratch, interpre
   """
   interpret = compat.interpret(interpret)
   if plan.word == jnp.uint32:
-    inputs, rows = inputs | {"shifts": 16 * (1 - (ids & 1))}, ids >> 1
+    inputs, copied = inputs | {"shifts": 16 * (1 - (ids & 1))}, ids >> 1
   else:
-    rows = ids
-  inputs |= {"ids": rows, "following": rows}
+    copied = ids
+  inputs |= {"ids": copied, "following": copied}
   flat = {name: _flat(plan, array) for name, array in inputs.items() if name not in specs}
   specs = {name: plan.scalars() for name in flat} | specs
   specs |= {"following": plan.scalars(1), "values": pl.BlockSpec(memory_space=pltpu.HBM)}
@@ -178,7 +182,7 @@ def _call(kernel, plan: Plan, values, ids, inputs, specs, out, scratch, interpre
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "arbitrary", "arbitrary"), disable_bounds_checks=True
     ),
-    cost_estimate=cost(values, ids),
+    cost_estimate=cost,
     interpret=interpret,
   )(inputs | flat | {"values": table})
 
@@ -213,7 +217,9 @@ def embedding_bag(
   weights = jnp.pad(weights.astype(jnp.float32), ((0, 0), (0, -plan.bag % SUBLANES)))
   out = (plan.tokens, plan.width), plan.vectors()
   inputs = {"weights": jnp.where(meant, weights, 0)}
-  return _call(_bag_kernel, plan, values, ids, inputs, {}, out, [], interpret)
+  return call(
+    _bag_kernel, plan, values, ids, inputs, {}, out, [], interpret, cost=cost(values, ids)
+  )
 
 
 def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array, *, interpret=None) -> jax.Array:
@@ -225,5 +231,7 @@ def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array, *, interpret=
   inputs, specs = {"vectors": vectors.astype(jnp.float32)}, {"vectors": plan.vectors()}
   out = (plan.grid[1], plan.tokens, plan.stride), plan.dots()
   scratch = [pltpu.VMEM((plan.stride, LANES), jnp.float32)]
-  dots = _call(_dot_kernel, plan, values, ids, inputs, specs, out, scratch, interpret)
+  dots = call(
+    _dot_kernel, plan, values, ids, inputs, specs, out, scratch, interpret, cost=cost(values, ids)
+  )
   return jnp.where(meant, jnp.sum(dots, axis=0)[:, : meant.shape[1]], 0)[:, : plan.bag]

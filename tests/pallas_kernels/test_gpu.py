@@ -9,7 +9,15 @@ import pytest
 
 from benchmarks import gpu_sparse
 from pallas_kernels import compat
-from pallas_kernels.embedding_bag import embedding_bag, gpu, reference, touched_rows
+from pallas_kernels.embedding_bag import (
+  embedding_bag,
+  gpu,
+  gpu_rows,
+  reference,
+  rows,
+  touched_rows,
+  update_rows,
+)
 
 TRITON, MOSAIC = "__gpu$xla.gpu.triton", "mosaic_gpu_v2"
 ROWS = 7
@@ -75,11 +83,24 @@ def test_touched_rows_equal_those_of_the_plain_form(case):
   _, ids, weights, vectors = inputs(3, 5, columns, dtype)
   vectors = vectors.astype(dtype)
   on = form(compiler, columns, vectors.dtype.itemsize)
-  got = jax.jit(lambda *args: gpu.run_grad(on, *args, ROWS))(ids, weights, vectors)
+  got = jax.jit(lambda *args: gpu_rows.run_touched(on, *args, ROWS, ROWS))(ids, weights, vectors)
   want = touched_rows(ids, weights, vectors, ROWS)
-  np.testing.assert_array_equal(got.ids, want.ids)
-  assert got.count == want.count < ROWS  # so one of them is empty, and must be zero
-  np.testing.assert_allclose(got.rows, want.rows, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(got[0], want.ids)
+  assert want.count < ROWS  # so one of them is empty, and must be zero
+  np.testing.assert_allclose(got[1], want.rows, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_sums_of_sorted_reads_equal_the_plain_form(case, begin):
+  """Slot 0 goes on with what it held, whether it has reads or not."""
+  compiler, columns, dtype = case
+  vectors = inputs(3, 2, columns, dtype)[3].astype(dtype)
+  token, weight = jnp.array([2, 0, 0, 1, 2, 1, 2]), jnp.arange(7.0) - 2
+  slot, first = jnp.array([0, 0, 1, 2, 2, 2, 3]) + begin, jnp.arange(float(columns))
+  args = token, weight, slot, vectors, first
+  on = form(compiler, columns, vectors.dtype.itemsize)
+  got = jax.jit(lambda *args: gpu_rows.run_sums(on, *args, 6))(*args)
+  np.testing.assert_allclose(got, rows.sum_sorted(*args, 6), rtol=1e-5, atol=1e-5)
 
 
 def test_padding_adds_nothing_though_the_last_row_is_not_finite():
@@ -99,8 +120,10 @@ def test_empty(shape):
   on = gpu.Triton(columns, 4)
   np.testing.assert_array_equal(gpu.run_bag(on, values, ids, weights), np.zeros((tokens, columns)))
   np.testing.assert_array_equal(gpu.run_dots(on, values, ids, vectors), np.zeros((tokens, bag)))
-  touched = gpu.run_grad(on, ids * 0 + rows, weights, vectors, rows)
-  assert touched.count == 0 and touched.rows.shape == (min(rows, tokens * bag), columns)
+  size = min(rows, tokens * bag)
+  found, summed = gpu_rows.run_touched(on, ids * 0 + rows, weights, vectors, rows, size)
+  np.testing.assert_array_equal(found, rows + np.arange(size))
+  np.testing.assert_array_equal(summed, np.zeros((size, columns)))
 
 
 @pytest.fixture
@@ -140,8 +163,11 @@ def test_lowered_for(chip, capability, columns, kernel, dtype):
   values, ids, weights, vectors = shapes(columns, dtype)
   assert kernels(lambda *args: gpu.embedding_bag(*args), values, ids, weights) == [kernel]
   assert kernels(lambda *args: gpu.dot_bag(*args), values, ids, vectors) == [kernel]
-  grad = lambda *args: gpu.grad_rows(*args, values.shape[0])  # noqa: E731
+  grad = lambda *args: touched_rows(*args, values.shape[0]).rows  # noqa: E731
   assert kernels(grad, ids, weights, vectors) == [kernel]
+  add = lambda carry, gradient, old, live: (carry, old + gradient.astype(dtype))  # noqa: E731
+  update = lambda values, *args: update_rows(*args, values, add, ())[1]  # noqa: E731
+  assert kernels(update, values, ids, weights, vectors) == [kernel]
 
 
 @pytest.mark.parametrize(("capability", "kernel"), [(90, [MOSAIC] * 2), (0, [])])

@@ -167,4 +167,9 @@ def test_the_op_and_its_gradient_call_the_kernels(chip):
 def test_the_benchmark_prints_a_line_for_each_op(capsys):
   assert tpu_kernels.main(["--tiny", "--chips", "v5e"]) == 0
   lines = capsys.readouterr().out.splitlines()[2:]
-  assert [line.split()[1] for line in lines] == ["embedding_bag,", "dot_bag,", "product_key_topk,"]
+  assert [line.split()[1] for line in lines] == [
+    "embedding_bag,",
+    "dot_bag,",
+    "sums",
+    "product_key_topk,",
+  ]
