@@ -4,8 +4,9 @@ Forward and backward are made of the four exchanges of `core.table_sharding`:
 
   bag   y = collect(own bag of gather(ids), gather(w));   dw = scatter(own dots with spread(dy))
   dots  d = scatter(own dots with spread(x));             dx = collect(own bag of gather(dd))
+  take  y = collect(own rows of gather(ids))
 
-and dV is a device's own. No device holds `[tokens of a group, dv]` of a table cut by columns.
+and dV is a device's own, from spread(dy) or gather(dd). No device holds `[tokens of a group, dv]` of a table cut by columns.
 
 A table is `[N, dv]`, or of stacked layers `[*L, N, dv]`: then ids count in the L N rows, and L N is
 padding.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from memjax.core.table_sharding import TableSharding, flat, part, psum
@@ -139,6 +141,46 @@ def _dots_backward(cut, name, residuals, g):
 
 
 _dots.defvjp(_dots_forward, _dots_backward)
+
+
+def take(cut: TableSharding, table: jax.Array, ids: jax.Array) -> jax.Array:
+  """Rows `[B, T, dv]` of a table `[N, dv]` that is cut, in its dtype; NaN for ids outside of it.
+
+  One row a token, as embeddings are read: `bag` without weights.
+  """
+  cut.check(table.shape, *ids.shape)
+  known = (ids >= 0) & (ids < table.shape[0])
+  return jnp.where(known[..., None], _take(cut, table, ids), jnp.nan)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _take(cut, table, ids) -> jax.Array:
+  return _take_forward(cut, table, ids)[0]
+
+
+def _take_forward(cut, table, ids):
+  def local(table, ids):
+    everyone = cut.gather(flat(ids[..., None]))
+    own = cut.own(everyone, table.shape)[:, 0]
+    y = jnp.take(table, own, axis=0, mode="fill", fill_value=0)
+    return cut.collect(y).reshape(*ids.shape, -1), everyone
+
+  whole, _, vectors, kept, _ = _specs(cut, table)
+  y, everyone = _map(cut, local, (whole, cut.token_spec()), (vectors, kept))(table, ids)
+  return y, (table, everyone)
+
+
+def _take_backward(cut, residuals, g):
+  def local(table, ids, g):
+    own, g = cut.own(ids, table.shape)[:, 0], cut.spread(flat(g))
+    summed = jnp.zeros(table.shape, jnp.float32).at[own].add(g.astype(jnp.float32), mode="drop")
+    return psum(summed, cut.replicas).astype(table.dtype)
+
+  whole, _, vectors, kept, _ = _specs(cut, residuals[0])
+  return _map(cut, local, (whole, kept, vectors), whole)(*residuals, g), None
+
+
+_take.defvjp(_take_forward, _take_backward)
 
 
 def search(

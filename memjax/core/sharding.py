@@ -154,6 +154,16 @@ def table_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | 
   return TableSharding(mesh, rows=rows, columns=columns, batch=batch, time=time, heads=heads)
 
 
+def embedding_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TableSharding | None:
+  """How a table of embeddings `[vocab, embed]` lies on a mesh; None where it is not cut."""
+  cut = _cuts(mesh, rules)
+  rows, columns = cut("vocab", "embed")
+  batch, time = cut("batch", "time")
+  if not rows + columns:
+    return None
+  return TableSharding(mesh, rows=rows, columns=columns, batch=batch, time=time)
+
+
 def sequence_sharding(
   mesh: Mesh, rules: Rules = DEFAULT_RULES, *, method: str = "ring", gather_time: bool = False
 ) -> SequenceSharding | None:
@@ -195,6 +205,7 @@ def with_layout(
   """
   told = {
     "table_sharding": table_sharding(mesh, rules),
+    "embedding_sharding": embedding_sharding(mesh, rules),
     "sequence_sharding": sequence_sharding(mesh, rules, method=method, gather_time=gather_time),
   }
   known = {name for module in submodules(model) for name in told if name in vars(module)}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Context, Memory, checks, param
+from memjax.core import Context, Memory, checks, param, sharded
 from memjax.core.sequence_sharding import constrain
 
 
@@ -53,7 +53,8 @@ class LanguageModel(Memory):
     )
     self.body = body(dim, rngs=rngs)
     self.shared = nnx.Dict({name: factory(rngs=rngs) for name, factory in (shared or {}).items()})
-    self.sequence_sharding = None  # how tokens lie on a mesh; see `core.sharding`
+    # How tokens and embeddings lie on a mesh; see `core.sharding`.
+    self.sequence_sharding = self.embedding_sharding = None
     self.granularity, self.causal = self.body.granularity, self.body.causal
 
   def init_state(self, batch: int):
@@ -61,8 +62,11 @@ class LanguageModel(Memory):
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """Embeddings `[B, T, D]` of `ids [B, T]`, in the compute dtype."""
-    ids = jnp.where(ids < 0, self.vocab, ids)  # a negative index would count from the end
-    x = jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+    if self.embedding_sharding is not None:
+      x = sharded.take(self.embedding_sharding, self.embedding[...], ids)
+    else:
+      ids = jnp.where(ids < 0, self.vocab, ids)  # a negative index would count from the end
+      x = jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
     return constrain(x.astype(self.dtype), self.sequence_sharding)
 
   def logits(self, h: jax.Array) -> jax.Array:

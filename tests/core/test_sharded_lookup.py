@@ -104,6 +104,27 @@ def test_lookups_and_their_gradients_equal_those_of_one_device(name):
     np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["columns", "rows-tensor", "both-half", "rows-time", "copies"])
+def test_one_row_a_token_with_its_gradient(name):
+  """As embeddings are read; an id outside of the table gives NaN, and no gradient."""
+  cut, ids = layout(name), np.where(IDS[..., 0] == ROWS, -1, IDS[..., 0])
+  ids[0, 0] = ROWS
+  grad = np.where((ids < 0) | (ids >= ROWS), 0, 1)[..., None] * GRADS[0]
+
+  @jax.jit
+  def run(table, ids, grad):
+    y, back = jax.vjp(lambda table: sharded.take(cut, table, ids), table)
+    return y, *back(grad)
+
+  y, of_table = run(jax.device_put(TABLE, cut.sharding()), *spread(cut, ids, grad))
+  padded = np.concatenate([TABLE, np.full((1, DIM), np.nan, np.float32)])
+  np.testing.assert_array_equal(y, padded[np.where(ids < 0, ROWS, ids)])
+  want = np.zeros_like(padded)
+  np.add.at(want, ids, grad)
+  np.testing.assert_allclose(of_table, want[:ROWS], rtol=1e-5, atol=1e-6)
+  assert of_table.sharding.is_equivalent_to(cut.sharding(), 2)
+
+
 def compiled(cut, table_at=None, sharding=...):
   """A bag and its gradients."""
   table = jax.device_put(TABLE, table_at or cut.sharding())
