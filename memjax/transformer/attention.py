@@ -22,9 +22,9 @@ class Attention(Memory):
 
   With `capacity = 0` a call sees its own tokens only and carries nothing (training). With a
   capacity it carries: full attention keeps up to `capacity` tokens, and a row that passes it gives
-  NaN from that token on and keeps its cache; with a `window` any capacity > 0 means a ring of
-  `window` slots, which never fills. `core.replace(model, capacity=n)` changes it without touching
-  parameters.
+  NaN from that token on and keeps its cache; with a `window` any capacity > 0 means `sinks` slots
+  and a ring of `window`, which never fill. `core.replace(model, capacity=n)` changes it without
+  touching parameters.
 
   Positions count the valid tokens since the last reset.
 
@@ -36,6 +36,8 @@ class Attention(Memory):
     kv_heads: key and value heads; `heads` when None.
     head_dim: width K of a head; dim / heads when None.
     window: each token sees itself and the `window - 1` tokens before it; all when None.
+    sinks: with a window, the first tokens since the reset, which all later ones see as well
+      (arXiv 2309.17453). Within a call they cost a mask `[1, T, T]`.
     capacity: tokens that full attention can carry; 0 carries nothing.
     rotary: base and scaling of the rotary positions; None for no positions. A scaling that depends
       on the text's length gets `window`, else `capacity`, else the call's T.
@@ -54,7 +56,7 @@ class Attention(Memory):
 
   def __init__(
     self, dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
-    window: int | None = None, capacity: int = 0, rotary: Rotary | None = PLAIN,
+    window: int | None = None, sinks: int = 0, capacity: int = 0, rotary: Rotary | None = PLAIN,
     positions: str | None = None, qk_norm: bool = False, bias: bool = False,
     span: str | None = None, cache_dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
@@ -65,10 +67,10 @@ class Attention(Memory):
     kv_heads = heads if kv_heads is None else kv_heads
     checks.positive(head_dim=head_dim)
     checks.divides("kv_heads", kv_heads, "heads", heads)
-    _check_options(head_dim, window, capacity, rotary, positions)
+    _check_options(head_dim, window, sinks, capacity, rotary, positions)
     self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
     self.window, self.capacity, self.rotary, self.span = window, capacity, rotary, span
-    self.positions = positions
+    self.sinks, self.positions = sinks, positions
     self.cache_dtype = jnp.dtype(cache_dtype)
     self.causal, self.sequence_sharding = span is None, None
     make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
@@ -83,7 +85,7 @@ class Attention(Memory):
   @property
   def slots(self) -> int:
     """Slots S of the cache."""
-    return self.window if self.window and self.capacity else self.capacity
+    return self.sinks + self.window if self.window and self.capacity else self.capacity
 
   def init_state(self, batch: int):
     if not self.slots:
@@ -136,10 +138,11 @@ class Attention(Memory):
       segment = None if reset is None else cumsum(reset.astype(jnp.int32), cut)
       position = at if self.window is not None and valid is not None else None
       return attend_across(cut, q, k, v, Marks(segment, span, valid, position), window=self.window)
-    if reset is None and valid is None and span is None:
+    if reset is None and valid is None and span is None and not self.sinks:
       return attend_apart(cut, q, k, v, window=self.window)
     mask = self._own(q.shape[:2], at, reset, valid, span)
-    window = self.window if valid is None and span is None else None  # it counts valid tokens
+    near = valid is None and span is None and not self.sinks  # a window counts valid tokens
+    window = self.window if near else None
     ahead = False if span is None else None
     return attend_apart(cut, q, k, v, mask, window=window, ahead=ahead)
 
@@ -148,7 +151,7 @@ class Attention(Memory):
     order = jnp.arange(shape[1])
     mask = (order[:, None] >= order[None, :])[None]
     if self.window is not None:
-      mask = mask & (at[:, :, None] - at[:, None, :] < self.window)
+      mask = mask & self._near(at[:, :, None], at[:, None, :])
     if span is not None:
       mask = mask | ((span[:, :, None] == span[:, None, :]) & (span != 0)[:, :, None])
     if reset is not None:
@@ -163,7 +166,7 @@ class Attention(Memory):
     ring, cut = self.window is not None, self.sequence_sharding
     fresh, stored = self._restarted(cache, at, reset, valid)
     length = at[:, -1] + (1 if valid is None else valid[:, -1])
-    new = kv.store(fresh, k, v, at, stored, length, ring=ring)
+    new = kv.store(fresh, k, v, at, stored, length, ring=ring, sinks=self.sinks)
     if q.shape[1] == 1 or (not ring and reset is None and span is None):
       mask = jnp.arange(self.slots)[None, None] <= at[..., None]
       y = attend_apart(cut, q, new.keys, new.values, mask, ahead=True)
@@ -195,13 +198,19 @@ class Attention(Memory):
   def _past(self, at, length, reset):
     """Which cached tokens the call's tokens see: `[B, T, S] bool`."""
     ring = self.window is not None
-    held = kv.held(length if ring else jnp.minimum(length, self.slots), self.slots)[:, None, :]
+    known = length if ring else jnp.minimum(length, self.slots)
+    held = kv.held(known, self.slots, self.sinks)[:, None, :]
     mask = (held >= 0) & jnp.ones((1, at.shape[1], 1), bool)
     if ring:
-      mask = mask & (at[:, :, None] - held < self.window)
+      mask = mask & self._near(at[:, :, None], held)
     if reset is not None:
       mask = mask & (segments(reset, reset.shape) == 0)[:, :, None]
     return mask
+
+  def _near(self, at, key):
+    """Does the window of a token at position `at` reach the key's, or is that one a sink?"""
+    near = at - key < self.window
+    return near | (key < self.sinks) if self.sinks else near
 
   def check_layout(self, sharding: SequenceSharding, length: int | None) -> None:
     if sharding.time and self.capacity:
@@ -209,6 +218,11 @@ class Attention(Memory):
         f"Attention(capacity={self.capacity}) carries a cache, which is not cut along time, but "
         f"tokens are, over {sharding.time}: use replace(model, capacity=0) to train, rules with "
         "'time': None to generate"
+      )
+    if sharding.time and self.sinks:
+      raise ValueError(
+        f"Attention(sinks={self.sinks}) sees its first tokens from everywhere, which a ring over "
+        f"{sharding.time} does not bring: use sinks=0, or rules with 'time': None"
       )
     exchanged = sharding.time if sharding.method == "all_to_all" else ()
     heads = sharding.heads + exchanged
@@ -239,9 +253,13 @@ def _mend(cache):
   return kv.restart(cache, finite), ~finite
 
 
-def _check_options(head_dim, window, capacity, rotary, positions):
+def _check_options(head_dim, window, sinks, capacity, rotary, positions):
   if window is not None:
     checks.positive(window=window)
+  if not isinstance(sinks, int) or sinks < 0 or (sinks and window is None):
+    raise ValueError(
+      f"sinks={sinks!r} must be an integer >= 0, and window={window} one >= 1 for it"
+    )
   if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 0:
     raise ValueError(f"capacity={capacity!r} must be an integer >= 0 (0 carries nothing)")
   if rotary is None:

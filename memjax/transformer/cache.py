@@ -1,8 +1,9 @@
 """The cache of keys and values behind `Attention`: a line, or a ring for a window.
 
 A token with position p (valid tokens since the reset before it) lies in slot p of a line and in
-slot p mod S of a ring, so `length` alone says what every slot holds. Slots that hold no token are
-zero after every reset: what a row was before, NaN included, never comes back.
+slot p mod S of a ring, so `length` alone says what every slot holds; a ring may begin after some
+sinks, which lie as in a line. Slots that hold no token are zero after every reset: what a row was
+before, NaN included, never comes back.
 """
 
 import jax
@@ -63,14 +64,19 @@ def positions(
   return before - start + jnp.where(segments(reset, shape) == 0, carried, 0)
 
 
-def held(length: jax.Array, slots: int) -> jax.Array:
+def held(length: jax.Array, slots: int, sinks: int = 0) -> jax.Array:
   """Position `[B, S] int32` of the token in every slot after `length [B]` tokens, negative where
   there is none. A line that is over-full holds the first S tokens: give it min(length, S)."""
   last = length[:, None] - 1
-  return last - (last - jnp.arange(slots, dtype=jnp.int32)[None]) % slots
+  slot = jnp.arange(slots, dtype=jnp.int32)[None]
+  ring = last - (last - slot) % (slots - sinks)
+  ring = jnp.where(ring < sinks, -1, ring)  # the ring begins behind the sinks
+  return jnp.where(slot < sinks, jnp.where(slot <= last, slot, -1), ring)
 
 
-def store(cache: KVCache, keys, values, position, stored, length, *, ring: bool) -> KVCache:
+def store(
+  cache: KVCache, keys, values, position, stored, length, *, ring: bool, sinks: int = 0
+) -> KVCache:
   """Writes the tokens of a call.
 
   Args:
@@ -79,11 +85,13 @@ def store(cache: KVCache, keys, values, position, stored, length, *, ring: bool)
     stored: `[B, T] bool`, tokens to keep, or None for all.
     length: `[B] int32`, positions in use afterwards.
     ring: a full ring drops its oldest tokens; a full line takes no more.
+    sinks: tokens before the ring that stay.
   """
   slots = cache.keys.shape[1]
   if ring:
-    fits = position >= length[:, None] - slots
-    slot = position % slots
+    stays, size = position < sinks, slots - sinks
+    fits = stays | (position >= length[:, None] - size)
+    slot = jnp.where(stays, position, sinks + (position - sinks) % size)
   else:
     fits, slot = position < slots, position
   slot = jnp.where(fits if stored is None else fits & stored, slot, slots)  # out of range: dropped

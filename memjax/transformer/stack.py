@@ -69,8 +69,8 @@ class Stack(Memory):
   """A pattern of layers repeated `repeats` times, with exceptions by index, then a final norm.
 
   A repetition is one block, `pattern` its layers in order (say attention, feed-forward).
-  Neighbouring blocks without an
-  exception are stacked and run by one scan, so compile time does not grow with depth. Depth counts
+  Neighbouring blocks of the same
+  factories are stacked and run by one scan, so compile time does not grow with depth. Depth counts
   layers, not blocks.
 
   Args:
@@ -205,8 +205,11 @@ def _runs(pattern, repeats: int, exceptions: Mapping[int, Sequence[Factory]]):
   start = 0
   while start < repeats:
     if start in exceptions:
-      yield tuple(exceptions[start]), 1
-      start += 1
+      end = start + 1
+      while end in exceptions and tuple(exceptions[end]) == tuple(exceptions[start]):
+        end += 1
+      yield tuple(exceptions[start]), end - start
+      start = end
       continue
     end = min([i for i in exceptions if i > start], default=repeats)
     yield pattern, end - start

@@ -48,7 +48,7 @@ ROWS: list[Row] = [
   Row("attention", lambda rngs: attention(4, kv_heads=2, rotary=SCALED, rngs=rngs), dim=4),
   Row(
     "attention-window",
-    lambda rngs: window(4, head_dim=4, kv_heads=1, qk_norm=True, bias=True, rngs=rngs),
+    lambda rngs: window(4, head_dim=4, sinks=1, kv_heads=1, qk_norm=True, bias=True, rngs=rngs),
     dim=4,
     task=Task(make=lambda rngs: attention(4, window=6, qk_norm=True, rngs=rngs)),
   ),
