@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from memjax.core import Stateless, replace, state_bytes, submodules
+from memjax.core.sharding import DEFAULT_RULES, check_layout
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack, generate
 from tests.transformer.test_attention import B, D, T, alone, call, close, data, explicit, make, same
 
@@ -149,3 +150,11 @@ def test_bad_arguments():
     make(window=3, sinks=-1)
   layers = [m for m in submodules(long_gen()) if isinstance(m, Attention)]
   assert all(isinstance(m.init_state(1), Stateless) for m in layers)
+
+
+def test_sinks_are_refused_where_time_is_cut():
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]).reshape(2), ("context",))
+  layer = Attention(D, heads=2, window=3, sinks=1, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match=r"sinks=1\) sees its first tokens from everywhere"):
+    check_layout(layer, mesh, DEFAULT_RULES, batch=2, length=8)
+  check_layout(replace(layer, sinks=0), mesh, DEFAULT_RULES, batch=2, length=8)
