@@ -13,13 +13,14 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments import meshes
+from experiments import distributed, meshes
+from memjax.training import watchdog
 
 
-def fail(message: str) -> NoReturn:
-  """Ends the program with one line on standard error and exit status 2."""
+def fail(message: str, status: int = 2) -> NoReturn:
+  """Ends the program with one line on standard error."""
   print(f"error: {message}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -45,11 +46,13 @@ def run(main: Callable) -> None:
   """Runs `main(config, workdir)` with `--config=FILE --config.field=value ... --workdir=DIR`."""
   config = config_flags.DEFINE_config_file("config", None, "the recipe: a file with get_config()")
   workdir = flags.DEFINE_string("workdir", None, "folder for metrics, pictures and checkpoints")
+  distributed.define_flags()
 
   def start(argv):
     _no_left_overs(argv)
     if config.value is None or workdir.value is None:
       fail("give a recipe and a folder: --config=experiments/configs/text.py --workdir=DIR")
+    _join()
     main(config.value, pathlib.Path(workdir.value))
 
   argv = sys.argv
@@ -99,10 +102,12 @@ def run_on_workdir(main: Callable, define: Callable = lambda: None) -> None:
   _check_fields(sys.argv, config)
   flag = config_flags.DEFINE_config_dict("config", config)
   flags.DEFINE_string("workdir", None, "folder of a training run")
+  distributed.define_flags()
   define()
 
   def start(argv):
     _no_left_overs(argv)
+    _join()
     main(flag.value, pathlib.Path(workdir))
 
   _run(start)
@@ -124,6 +129,15 @@ def run_on_folder(main: Callable, define: Callable = lambda: None) -> None:
     main(workdir)
 
   _run(start)
+
+
+def _join() -> None:
+  """Joins the other processes of the run, if there are any."""
+  try:
+    with one_line():
+      distributed.start()
+  except distributed.StartError as error:
+    fail(str(error), watchdog.STATUS)
 
 
 def _run(start: Callable) -> None:

@@ -3,26 +3,28 @@
 
 from absl import flags
 
-from experiments import cli, meshes, models, runs
-from experiments.console import table
+from experiments import cli, distributed, meshes, models, runs
+from experiments.console import console, table
 from memjax import training
 
 
 def main(config, workdir) -> None:
   with cli.one_line():
     corpus = runs.load_corpus(config.data)
+    distributed.same("the text", corpus.fingerprint)
   batches = corpus.evaluation_batches(
     sequence_length=config.sequence_length,
     batch_size=config.batch_size,
     split=flags.FLAGS.split,
     max_tokens=flags.FLAGS.tokens,
+    **meshes.share(config),
   )
   eval_step, rows = training.make_eval_step(training.language_model_loss()), []
   for name in runs.contenders(config):
     try:
       step, state = runs.restore(config, workdir, name, corpus.vocab_size)
     except training.CheckpointError as error:
-      print(error)
+      console.print(str(error), markup=False)
       continue
     found = training.evaluate(eval_step, state, batches, place=meshes.placing(config))
     bits = runs.bits_per_byte(found["nats"], corpus, flags.FLAGS.split)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, runs
+from experiments import cli, meshes, runs
 from memjax import training
 from memjax.transformer import generate
 
@@ -25,7 +25,7 @@ def main(config, workdir) -> None:
   if not prompt.size:
     cli.fail("--prompt is empty; give at least one character")
   made = generate(
-    state.model,
+    meshes.for_few_rows(config, state.model),
     np.tile(prompt, (options.samples, 1)),
     max_new_tokens=options.tokens,
     temperature=options.temperature,

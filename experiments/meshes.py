@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from memjax.core.sharding import DEFAULT_RULES, batch_sharding
+from memjax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, spec, with_layout
 
 SIZES = {"data": -1, "fsdp": 1, "model": 1, "context": 1}
 
@@ -23,7 +24,7 @@ def add_fields(config: config_dict.ConfigDict) -> None:
   )
 
 
-def mesh_of(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh_of(config, devices: Sequence[Any] | None = None) -> Mesh:
   """The mesh that `config.mesh` describes, over all devices of all processes.
 
   Neighbours on the machine's network are neighbours on the mesh, the last axes being the nearest.
@@ -72,15 +73,70 @@ def rules_of(config) -> dict[str, tuple[str, ...]]:
   return rules
 
 
+def share(config, devices: Sequence[Any] | None = None) -> dict[str, int]:
+  """Which rows of a batch this process reads: `shard_index` and `shard_count` for `memjax.data`.
+
+  Processes whose devices hold the same rows, as where a mesh axis that does not cut the batch
+  crosses from one to the next, read the same.
+
+  Args:
+    devices: as of `mesh_of`.
+
+  Raises:
+    ValueError: the rows of a process are not one of equally many parts of the batch.
+  """
+  if jax.process_count() == 1:
+    return {"shard_index": 0, "shard_count": 1}
+  mesh = mesh_of(config, devices)
+  axes = _batch_axes(mesh, rules_of(config))
+  order = [mesh.axis_names.index(axis) for axis in axes]
+  pieces = math.prod(mesh.shape[axis] for axis in axes)
+  held: dict[int, set[int]] = {}
+  for place, device in np.ndenumerate(mesh.devices):
+    piece = 0
+    for axis in order:
+      piece = piece * mesh.devices.shape[axis] + place[axis]
+    held.setdefault(device.process_index, set()).add(piece)
+  own = sorted(held[jax.process_index()])
+  size = len(own)
+  for pieces_held in map(sorted, held.values()):
+    start = pieces_held[0]
+    if pieces_held != list(range(start, start + size)) or start % size:
+      raise ValueError(
+        f"config.mesh={dict(mesh.shape)}: the devices of a process hold rows {pieces_held} of a "
+        f"batch in {pieces} parts, not one of equally many parts; let the sizes of the axes that "
+        f"cut the batch ({', '.join(axes)}) multiply to a multiple of the number of processes"
+      )
+  return {"shard_index": own[0] // size, "shard_count": pieces // size}
+
+
+def _batch_axes(mesh: Mesh, rules: Rules) -> tuple[str, ...]:
+  cut = spec(("batch",), mesh, rules)[0]
+  return _names(cut)
+
+
 def placing(config) -> Callable:
-  """`batch -> batch` on the devices: of arrays `[B, T]`, cut as the recipe says."""
+  """`batch -> batch` on the devices: from the rows `[b, T]` that this process has read, arrays
+  `[B, T]` cut as the recipe says."""
   mesh = mesh_or_none(config)
   if mesh is None:
     return jax.device_put
-  sharding = batch_sharding(mesh, rules_of(config))
-  return lambda batch: {
-    name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()
-  }
+  sharding, parts = batch_sharding(mesh, rules_of(config)), share(config)["shard_count"]
+
+  def place(a: np.ndarray) -> jax.Array:
+    shape = (a.shape[0] * parts, *a.shape[1:])  # time is read whole, and cut here
+    return jax.make_array_from_process_local_data(sharding, a, shape)
+
+  return lambda batch: {name: place(a) for name, a in batch.items()}
+
+
+def for_few_rows(config, model):
+  """The model, for calls whose rows are too few to be cut: tokens lie whole on every device, tables
+  where they lay."""
+  mesh = mesh_or_none(config)
+  if mesh is None:
+    return model
+  return with_layout(model, mesh, rules_of(config) | {"batch": (), "time": ()})
 
 
 def _names(axes) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import jax
 from experiments import meshes, models
 from memjax import data, training
 from memjax.core.module import variables
+from memjax.core.sharding import check_layout
 
 
 def contenders(config) -> dict[str, str]:
@@ -83,12 +84,23 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
 
   Args:
     abstract: draw nothing: a template of the state, for a checkpoint.
+
+  Raises:
+    ValueError: the model cannot be built, or cannot lie on the recipe's mesh; with the reason.
     devices: a mesh of these instead of those that are there.
   """
+  mesh, rules = meshes.mesh_or_none(config), meshes.rules_of(config)
+
+  def make_model():
+    return models.build(config.model, vocab, memory=memory, seed=config.seed)
+
+  if mesh is not None:
+    sizes = {"batch": config.batch_size, "length": config.sequence_length}
+    check_layout(jax.eval_shape(make_model), mesh, rules, **sizes)
   rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
   make = training.abstract_state if abstract else training.make_state
   return make(
-    lambda: models.build(config.model, vocab, memory=memory, seed=config.seed),
+    make_model,
     lambda model: make_optimizer(config, model, rate),
     key=jax.random.key(config.seed),
     mesh=meshes.mesh_or_none(config) if devices is None else meshes.mesh_of(config, devices),

@@ -7,13 +7,15 @@ import time
 import jax
 import numpy as np
 
-from experiments import cli, meshes, models, plots, runs
+from experiments import cli, distributed, meshes, models, plots, runs
 from experiments.console import TrainingBar, console, table
 from experiments.metrics import MetricsWriter, read
 from experiments.usage import memory_usage
 from memjax import training
+from memjax.training import processes
 from memjax.transformer import generate
 
+SEVERAL_PROCESSES = True
 MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules")
 
 
@@ -33,6 +35,7 @@ def run(config, workdir: pathlib.Path) -> bool:
   it."""
   with cli.one_line():
     corpus = runs.load_corpus(config.data)
+    distributed.same("the text", corpus.fingerprint)
   console.print(
     f"text: {corpus.num_bytes['train'] / 1e6:.1f} MB to train on, "
     f"{corpus.num_bytes['validation'] / 1e6:.2f} MB to validate, "
@@ -70,12 +73,13 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   it."""
   with cli.one_line():
     state, optimizer, shardings = runs.set_up(config, corpus.vocab_size, memory)
-    place = meshes.placing(config)
+    place, share = meshes.placing(config), meshes.share(config)
     text = corpus.train_batches(
       sequence_length=config.sequence_length,
       batch_size=config.batch_size,
       seed=config.seed,
       **runs.packing(config.data),
+      **share,
     )
   if text.padding:
     console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
@@ -84,7 +88,10 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
 
   def batches(tokens):
     return corpus.evaluation_batches(
-      sequence_length=config.sequence_length, batch_size=config.batch_size, max_tokens=tokens
+      sequence_length=config.sequence_length,
+      batch_size=config.batch_size,
+      max_tokens=tokens,
+      **share,
     )
 
   def evaluate(state):
@@ -136,7 +143,9 @@ class Watch:
 
   def start(self, step: int, extra: dict) -> None:
     self.seconds = extra.get("seconds", 0.0)
-    self.writer = MetricsWriter(self.folder, start=step)
+    self.writer = (
+      MetricsWriter(self.folder, start=step) if distributed.first() else distributed.Silent()
+    )
     self.bar = TrainingBar(self.name, self.config.steps, start=step)
     if step:
       self.bar.line(f"{self.name}: goes on at step {step}")
@@ -192,14 +201,18 @@ class Watch:
 
 def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> None:
   """Prints and writes the table of models, the picture of their curves, and a sample of text."""
+  sample = sample_text(config, corpus, trained[0].model)  # by all processes
+  if not distributed.first():
+    return
   rows = []
   for result in trained:
+    model = meshes.for_few_rows(config, result.model)
     tokens = config.steps * config.batch_size * config.sequence_length
     rows.append(
       [
         result.name,
         f"{models.parameters(result.model):,}",
-        f"{models.flops_per_token(result.model, config.sequence_length) / 1e6:.2f} M",
+        f"{models.flops_per_token(model, config.sequence_length) / 1e6:.2f} M",
         f"{tokens / result.seconds:,.0f}" if result.seconds else "-",
         f"{result.bits:.3f}",
       ]
@@ -211,7 +224,6 @@ def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> Non
     text += "\n" + _comparison(*trained) + "\n"
     console.print(_comparison(*trained))
   plots.learning_curves(workdir / "curves.png", curves, "Validation loss on held-out files")
-  sample = sample_text(config, corpus, trained[0].model)
   text += f"\n## Sample\n\n```\n{sample}\n```\n"
   (workdir / "report.md").write_text(text)
   console.print(f"\nA sample of {trained[0].name}:", style="bold")
@@ -242,10 +254,10 @@ def sample_text(config, corpus, model) -> str:
   """A continuation of the recipe's prompt."""
   prompt = corpus.tokenizer.encode(config.sample.prompt)[None]
   made = generate(
-    model,
+    meshes.for_few_rows(config, model),
     prompt,
     max_new_tokens=config.sample.tokens,
     temperature=config.sample.temperature,
     key=jax.random.key(config.seed),
   )
-  return config.sample.prompt + corpus.tokenizer.decode(made.tokens[0])
+  return config.sample.prompt + corpus.tokenizer.decode(processes.whole(made.tokens)[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments import cli, meshes, models, plots, runs
+from experiments import cli, distributed, meshes, models, plots, runs
 from experiments.console import console, table
 from experiments.jobs.text import Watch
 from experiments.metrics import read
@@ -16,6 +16,7 @@ from memjax import training
 from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.transformer import LanguageModel, Stack
 
+SEVERAL_PROCESSES = True
 MAY_CHANGE = ("evaluation", "checkpoint", "mesh", "rules")
 
 
@@ -59,6 +60,7 @@ def run(config, workdir: pathlib.Path) -> bool:
   stopped it."""
   with cli.one_line():
     corpus = runs.load_corpus(config.data)
+    distributed.same("the text", corpus.fingerprint)
   trained = []
   with training.StopOnSignal() as stop:
     for memory in config.model.memory:
@@ -66,7 +68,8 @@ def run(config, workdir: pathlib.Path) -> bool:
       if result is None:
         return False
       trained.append(result)
-  report(config, workdir, trained)
+  if distributed.first():
+    report(config, workdir, trained)
   return True
 
 
@@ -111,6 +114,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
     "batch_size": config.batch_size,
     "stream": True,
     "align": config.model.segment,
+    **meshes.share(config),
   }
 
   def evaluate(state, tokens=config.evaluation.tokens, change=lambda batches: batches):

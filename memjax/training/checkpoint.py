@@ -8,7 +8,6 @@ is written, so a kill leaves the old ones.
 
 import contextlib
 import dataclasses
-import errno
 import json
 import math
 import time
@@ -16,31 +15,17 @@ import warnings
 from typing import Any
 
 import jax
-import numpy as np
 
 from memjax.core import checks
-from memjax.training import checkpoint_files
-from memjax.training.checkpoint_arrays import (
-  check_array,
-  check_names,
-  expected,
-  from_host,
-  to_host,
-)
-from memjax.training.checkpoint_guard import described
+from memjax.training import checkpoint_files, processes
+from memjax.training.checkpoint_arrays import check_names, expected, from_host, to_host
+from memjax.training.checkpoint_read import Damaged, first_line, read_arrays, read_info
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
-_DELETING = ".deleting"
 _NO_LIMIT = 2_000_000_000  # seconds: Orbax reads the wall clock, and a save survives its jumps
-_FULL = ("no space left", "disk quota exceeded")
 
 
 class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none could be read; the message says what is left."""
-
-
-class Damaged(Exception):
-  """One checkpoint does not hold what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +81,7 @@ class Checkpoints:
       raise FileNotFoundError(f"there are no checkpoints: {self.directory} does not exist")
     if not read_only and jax.process_index() == 0:
       self.directory.mkdir(parents=True, exist_ok=True)
-      self._sweep()
+      checkpoint_files.sweep(self.directory)
     self._metrics = {step: self._metric(step) for step in self._listed()}
 
   def __enter__(self):
@@ -240,50 +225,8 @@ class Checkpoints:
   def _load(self, step: int, template, partial: bool) -> Restored:
     info, wanted = self.info(step), expected(template)
     check_names(wanted, info["names"], partial, step)
-    names = [name for name, a in wanted.items() if a.size]
-    there = self.described(step)
-    for name in names:  # before anything is read: a forged shape may be larger than the memory
-      if name not in there:
-        raise Damaged(f"{name} is not in it, though its list of names holds it")
-      check_array(name, there[name], wanted[name], step)
-    arrays = self._arrays(step, names)
-    for name, a in wanted.items():  # Orbax takes no empty arrays: they are made here
-      check_array(name, arrays.setdefault(name, np.zeros(a.shape, a.dtype)), a, step)
+    arrays = read_arrays(self._writer, self.directory / str(step), step, wanted)
     return Restored(step, from_host(template, arrays), info["extra"])
-
-  def described(self, step: int, *, verify: bool = True) -> dict[str, Any]:
-    """Metadata of the arrays of a checkpoint (`shape`, `dtype`) by name; no array is read, but to
-    `verify` the checksums of their files.
-
-    Raises:
-      Damaged: it cannot be read, or is not what `save` writes.
-    """
-    if verify:
-      self._verify(step, "arrays")
-    try:
-      return described(self.directory / str(step) / "arrays")
-    except Exception as error:  # Orbax and TensorStore each raise their own
-      raise Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
-
-  def _verify(self, step: int, item: str):
-    if flaw := checkpoint_files.flaw(self.directory / str(step), item):
-      raise Damaged(flaw)
-
-  def _read(self, step: int, item: str, request):
-    try:
-      args = self._ocp.args.Composite(**{item: request})
-      return self._writer.restore(self.directory / str(step), args=args)[item]
-    except MemoryError:
-      raise
-    except Exception as error:  # Orbax and TensorStore each raise their own
-      raise Damaged(f"{type(error).__name__}: {_first_line(error)}") from error
-
-  def _arrays(self, step: int, names: list[str]) -> dict[str, np.ndarray]:
-    kind = self._ocp.RestoreArgs(restore_type=np.ndarray)
-    request = self._ocp.args.PyTreeRestore(
-      dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, kind), partial_restore=True
-    )
-    return {name: np.asarray(a) for name, a in self._read(step, "arrays", request).items()}
 
   def info(self, step: int) -> dict:
     """The JSON part of a checkpoint: `step`, `metric`, `extra`, `names` of the arrays.
@@ -291,16 +234,7 @@ class Checkpoints:
     Raises:
       Damaged: it cannot be read, or is not what `save` writes.
     """
-    self._verify(step, "info")
-    item = self._read(step, "info", self._ocp.args.JsonRestore())
-    try:
-      info = json.loads(item["json"])
-      if info["step"] != step or not isinstance(info["extra"], dict):
-        raise ValueError(f"it is of step {info['step']!r}")
-      metric = None if info["metric"] is None else float(info["metric"])
-      return {**info, "metric": metric, "names": list(map(str, info["names"]))}
-    except (TypeError, KeyError, ValueError, RecursionError) as error:
-      raise Damaged(f"info is not what memjax writes ({error!r})") from error
+    return read_info(self._writer, self.directory / str(step), step)
 
   def _metric(self, step: int) -> float | None:
     try:
@@ -309,23 +243,20 @@ class Checkpoints:
       return None  # restore will say so
 
   def _listed(self) -> list[int]:
-    names = (path.name for path in self.directory.iterdir())
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    """What process 0 sees, for all: a network's file system may show others less, or later."""
+    found = None
+    if jax.process_index() == 0:
+      names = (path.name for path in self.directory.iterdir())
+      found = [int(name) for name in names if name.isascii() and name.isdigit()]
+    return processes.from_first(found)
 
   def _seal(self):
     """Runs in the background when all files are written, before the directory gets its name."""
     if self._pending is not None:
       step = str(self._pending[0])
       for path in self.directory.iterdir():
-        if path.name == step or path.name.startswith(step + _TEMPORARY):
+        if path.name == step or path.name.startswith(step + checkpoint_files.TEMPORARY):
           checkpoint_files.seal(path)
-
-  def _sweep(self):
-    """Removes what killed or failed saves and deletions left behind."""
-    for path in self.directory.iterdir():
-      if _TEMPORARY in path.name or path.name.endswith(_DELETING):
-        with contextlib.suppress(OSError):  # a failed save may still be writing; the next sweep
-          path.rmtree()
 
   def _set_aside(self):
     """Makes room for new checkpoints of damaged steps; a better tool may still read the old."""
@@ -341,7 +272,7 @@ class Checkpoints:
   def _delete(self, step: int):
     del self._metrics[step]
     if jax.process_index() == 0:  # renamed first: a kill leaves no half under a step's name
-      path = self.directory / f"{step}{_DELETING}"
+      path = self.directory / f"{step}{checkpoint_files.DELETING}"
       with contextlib.suppress(FileNotFoundError):  # the user was faster
         (self.directory / str(step)).rename(path)
         path.rmtree()
@@ -350,26 +281,12 @@ class Checkpoints:
     step, _, size = self._pending or (None, None, 0)
     self._pending = None
     if jax.process_index() == 0:
-      self._sweep()
+      checkpoint_files.sweep(self.directory)
     left = f"that of step {self.steps[-1]} is intact" if self.steps else "there is no earlier one"
     text = f"the checkpoint of step {step} could not be written to {self.directory}"
-    if _is_full(error):
+    if checkpoint_files.is_full(error):
       return CheckpointError(
         f"the disk is full: {text} (up to {size / 1e6:.1f} MB); {left}. "
         "Free some space and start the same command again"
       )
-    return CheckpointError(f"{text} ({type(error).__name__}: {_first_line(error)}); {left}")
-
-
-def _is_full(error: BaseException | None) -> bool:
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if any(sign in str(error).lower() for sign in _FULL):
-      return True
-    error = error.__cause__
-  return False
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or "no message").splitlines()[0][:200]
+    return CheckpointError(f"{text} ({type(error).__name__}: {first_line(error)}); {left}")

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from memjax.training.checkpoint import CheckpointError, Checkpoints, Damaged
+from memjax.training.checkpoint import CheckpointError, Checkpoints
 from memjax.training.checkpoint_files import NAME, size
+from memjax.training.checkpoint_read import Damaged, describe
 from memjax.training.export import Entry
 
 PARAMETERS, REST, OPTIMIZER, MEMORY = "params/", "rest/arrays/", "opt_state/", "memory/"
@@ -64,7 +65,7 @@ def contents(checkpoints: Checkpoints, step: int | None = None, *, verify: bool 
     )
   try:
     info = checkpoints.info(step)
-    arrays = checkpoints.described(step, verify=verify).items()
+    arrays = describe(folder, verified=not verify).items()
     shapes = {name: jax.ShapeDtypeStruct(a.shape, np.dtype(a.dtype)) for name, a in arrays}
   except Exception as error:  # Orbax raises what it likes on metadata that it cannot read
     text = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {error}"

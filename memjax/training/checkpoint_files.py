@@ -1,5 +1,8 @@
-"""Checksums of a checkpoint's files, so that damage is found before anything parses them."""
+"""The files of checkpoints: their checksums, so that damage is found before anything parses them;
+what killed saves leave."""
 
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -7,6 +10,9 @@ import zlib
 
 NAME = "checksums.json"
 LARGEST = 1 << 28  # bytes of a JSON file; one name takes some 100
+TEMPORARY = ".orbax-checkpoint-tmp"
+DELETING = ".deleting"
+_FULL = ("no space left", "disk quota exceeded")
 
 
 def seal(folder) -> None:
@@ -20,11 +26,14 @@ def seal(folder) -> None:
   (folder / NAME).write_text(text)
 
 
-def flaw(folder, item: str) -> str | None:
+def flaw(folder, item: str, part: tuple[int, int] = (0, 1)) -> str | None:
   """What is wrong with the files of one sub-folder; None if they are what was sealed.
 
   Only regular files below the sub-folder are opened, and only if each has its checksum, whatever
   `checksums.json` says: it too may come from anywhere.
+
+  Args:
+    part: `(i, n)`: sum up only every n-th file from the i-th, for n processes that share the work.
   """
   try:
     if (folder / NAME).stat().length > LARGEST:
@@ -42,10 +51,11 @@ def flaw(folder, item: str) -> str | None:
   wanted = {name: value for name, value in files.items() if name.split("/")[0] == item}
   for name in sorted(wanted.keys() ^ there.keys()):
     return f"{name} is missing" if name in wanted else f"{name} has no checksum"
-  for name, path in there.items():
-    if not _regular(path):
+  for name in sorted(there):
+    if not _regular(there[name]):
       return f"{name} is not a regular file"
-    if _size_and_sum(path) != wanted[name]:
+  for name in sorted(there)[part[0] :: part[1]]:
+    if _size_and_sum(there[name]) != wanted[name]:
       return f"{name} is not what was saved"
   return None
 
@@ -77,3 +87,22 @@ def _size_and_sum(path) -> list[int]:
     while chunk := file.read(1 << 24):
       size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
   return [size, checksum]
+
+
+def sweep(directory) -> None:
+  """Removes what killed or failed saves and deletions left behind."""
+  for path in directory.iterdir():
+    if TEMPORARY in path.name or path.name.endswith(DELETING):
+      with contextlib.suppress(OSError):  # a failed save may still be writing; the next sweep
+        path.rmtree()
+
+
+def is_full(error: BaseException | None) -> bool:
+  """Whether an error, or one that caused it, says that the disk is full."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if any(sign in str(error).lower() for sign in _FULL):
+      return True
+    error = error.__cause__
+  return False

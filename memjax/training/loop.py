@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from memjax.training.checkpoint import CheckpointError, Checkpoints
+from memjax.training.checkpoint_arrays import abstract
 from memjax.training.signals import StopOnSignal
 from memjax.training.step import TrainState
 from memjax.training.watchdog import Watchdog
@@ -148,7 +149,7 @@ class _Run:
 
   def resume(self) -> dict:
     self.watchdog.begin("the reading of the newest checkpoint")
-    restored = self.checkpoints.restore(self.state) if self.checkpoints is not None else None
+    restored = None if self.checkpoints is None else self.restore(self.checkpoints)
     if restored is None:
       return {}
     self.state, self.step, self.saved = restored.tree, restored.step, restored.step
@@ -163,6 +164,15 @@ class _Run:
       ) from None
     self.batches.set_state(position)
     return extra
+
+  def restore(self, checkpoints: Checkpoints):
+    """What the newest checkpoint holds, if there is one; the first state is then given up for it,
+    before the other takes its place in memory."""
+    if not checkpoints.steps:
+      return checkpoints.restore(self.state)
+    template = jax.tree.map(abstract, self.state)
+    jax.tree.map(lambda a: a.delete() if isinstance(a, jax.Array) else None, self.state)
+    return checkpoints.restore(template)
 
   @property
   def ended(self) -> bool:
