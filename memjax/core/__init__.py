@@ -2,6 +2,7 @@
 family."""
 
 from memjax.core import channel, checks, late, lookup
+from memjax.core.chunk import chunk
 from memjax.core.memory import Context, Memory, bounded, clean, scan, segments
 from memjax.core.module import (
   BatchStat,
@@ -49,6 +50,7 @@ __all__ = [
   "bounded",
   "channel",
   "checks",
+  "chunk",
   "clean",
   "detach",
   "flatten",

@@ -23,7 +23,7 @@ Everything is optional and nothing knows of a config. What one script does with 
     sys.exit(0)                                   # SIGTERM: all is saved, the same command goes on
   model = result.state.model
 
-losses      next_token_loss (sums of nats and tokens), bits_per_token, bits_per_byte
+losses      next_token_loss (sums of nats and tokens), also chunked_; bits_per_token, bits_per_byte
 language    language_model_loss: the loss function of a LanguageModel over batches of memjax.data
 optimizer   warmup_decay, make_optimizer (AdamW; tables have their own rate, clip and decay, and
             with tables="lazy" train by the rows that a step touches), table_names, decayed_names
@@ -51,7 +51,12 @@ from memjax.training.evaluation import evaluate, make_eval_step
 from memjax.training.export import load_safetensors, save_safetensors
 from memjax.training.language import language_model_loss
 from memjax.training.loop import FitResult, TrainingDiverged, fit
-from memjax.training.losses import bits_per_byte, bits_per_token, next_token_loss
+from memjax.training.losses import (
+  bits_per_byte,
+  bits_per_token,
+  chunked_next_token_loss,
+  next_token_loss,
+)
 from memjax.training.optimizer import (
   TABLES,
   decayed_names,
@@ -83,6 +88,7 @@ __all__ = [
   "bits_per_byte",
   "bits_per_token",
   "check_config",
+  "chunked_next_token_loss",
   "contents",
   "decayed_names",
   "evaluate",

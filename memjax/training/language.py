@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from memjax.core import Context, channel, detach, replace, submodules
-from memjax.training.losses import next_token_loss
+from memjax.core import Context, channel, checks, detach, replace, submodules
+from memjax.training.losses import chunked_next_token_loss, next_token_loss
 from memjax.training.step import LossFn, LossOutput
 
 
-def language_model_loss(*, carry: bool = False) -> LossFn:
+def language_model_loss(*, carry: bool = False, chunk: int | None = None) -> LossFn:
   """The loss function `(model, memory, batch, key) -> LossOutput` of a `LanguageModel`.
 
   A batch is a dict of `inputs [B, T]` and `targets [B, T]` int32, and where there are any `reset`,
@@ -20,7 +20,11 @@ def language_model_loss(*, carry: bool = False) -> LossFn:
   Args:
     carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise
       every row starts with `init_state`, and `memory` is passed on untouched.
+    chunk: tokens of a row whose logits are made at a time, so that `[B, T, vocab]` never is; they
+      are made again for the gradient. None: all.
   """
+  if chunk is not None:
+    checks.positive(chunk=chunk)
 
   def loss_fn(model, memory, batch, key):
     training = key is not None
@@ -31,8 +35,12 @@ def language_model_loss(*, carry: bool = False) -> LossFn:
     tokens = {"positions": batch["positions"]} if "positions" in batch else {}
     context = Context(key=key, tokens=tokens) if training or tokens else None
     with channel.collect() as frame:
-      logits, state = model(ids, state, reset=reset, valid=valid, context=context)
-    nats, count = next_token_loss(logits, batch["targets"], valid)
+      call = model if chunk is None else model.features
+      out, state = call(ids, state, reset=reset, valid=valid, context=context)
+    if chunk is None:
+      nats, count = next_token_loss(out, batch["targets"], valid)
+    else:
+      nats, count = chunked_next_token_loss(model.logits, out, batch["targets"], valid, chunk=chunk)
     losses = [
       jnp.sum(value) for name, value in frame.emitted.items() if _plain(name).endswith("loss")
     ]

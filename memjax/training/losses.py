@@ -1,9 +1,13 @@
 """The loss of a language model, as sums: means are taken once, over everything that was counted."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from memjax.core import checks
+from memjax.core import chunk as in_chunks
 
 
 def next_token_loss(
@@ -25,10 +29,43 @@ def next_token_loss(
     ValueError: shapes do not fit, or valid is not bool.
     TypeError: targets are not integers.
   """
-  if logits.ndim != 3 or targets.shape != logits.shape[:2]:
+  _check(logits, targets, valid, "logits")
+  nats = _each(logits, targets, valid)
+  count = jnp.float32(nats.size) if valid is None else jnp.sum(valid, dtype=jnp.float32)
+  return jnp.sum(nats), count
+
+
+def chunked_next_token_loss(
+  logits: Callable[[jax.Array], jax.Array], h: jax.Array, targets: jax.Array,
+  valid: jax.Array | None = None, *, chunk: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """`next_token_loss(logits(h), targets, valid)` without the logits of all tokens.
+
+  Back-propagation makes a chunk's logits again, so that no more than `[B, chunk, V]` is there at a
+  time, forwards and backwards, for one more product.
+
+  Args:
+    logits: `[B, t, D] -> [B, t, V]`, a token at a time: a model's `logits`.
+    h: `[B, T, D]` float.   targets, valid: as for `next_token_loss`.
+    chunk: tokens of a row at a time.
+  """
+  checks.positive(chunk=chunk)
+  _check(h, targets, valid, "h")
+  axes = (1, 1, None if valid is None else 1)
+  each = in_chunks(
+    lambda h, targets, valid: _each(logits(h), targets, valid), in_axes=axes, out_axes=1, size=chunk
+  )
+  nats = each(h, targets, valid)
+  count = jnp.float32(nats.size) if valid is None else jnp.sum(valid, dtype=jnp.float32)
+  return jnp.sum(nats), count
+
+
+def _check(array, targets, valid, name: str) -> None:
+  size = "V" if name == "logits" else "D"
+  if array.ndim != 3 or targets.shape != array.shape[:2]:
     raise ValueError(
-      f"targets {list(targets.shape)} do not fit logits {list(logits.shape)}; "
-      "they must be [B, T] and [B, T, V]"
+      f"targets {list(targets.shape)} do not fit {name} {list(array.shape)}; "
+      f"they must be [B, T] and [B, T, {size}]"
     )
   if not jnp.issubdtype(targets.dtype, jnp.integer):
     raise TypeError(f"targets have dtype {targets.dtype}; they must be integer ids")
@@ -36,6 +73,10 @@ def next_token_loss(
     raise ValueError(
       f"valid is {valid.dtype}{list(valid.shape)}; it must be bool{list(targets.shape)}"
     )
+
+
+def _each(logits, targets, valid):
+  """Nats of every token `[B, T]`; 0 where it is not valid."""
   vocab, logits = logits.shape[-1], logits.astype(jnp.float32)
   if valid is not None:  # before the softmax, so that NaN in padding reaches no gradient
     logits, targets = jnp.where(valid[..., None], logits, 0.0), jnp.where(valid, targets, 0)
@@ -43,9 +84,7 @@ def next_token_loss(
   index = jnp.where(targets < 0, vocab, targets)[..., None]
   chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
   nats = jax.nn.logsumexp(logits, axis=-1) - chosen
-  if valid is None:
-    return jnp.sum(nats), jnp.float32(nats.size)
-  return jnp.sum(jnp.where(valid, nats, 0.0)), jnp.sum(valid, dtype=jnp.float32)
+  return nats if valid is None else jnp.where(valid, nats, 0.0)
 
 
 def bits_per_token(nats_per_token: float) -> float:

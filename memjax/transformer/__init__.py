@@ -2,6 +2,7 @@
 
 from memjax.transformer import rope_scaling
 from memjax.transformer.attention import Attention
+from memjax.transformer.chunked import Chunked
 from memjax.transformer.decode import Generated
 from memjax.transformer.feed_forward import FeedForward
 from memjax.transformer.generate import generate
@@ -12,6 +13,6 @@ from memjax.transformer.skip import Skip
 from memjax.transformer.stack import Stack
 
 __all__ = [
-  "Attention", "FeedForward", "Generated", "LanguageModel", "Rotary", "Skip", "Stack", "generate",
-  "prefill", "rope_scaling", "with_room",
+  "Attention", "Chunked", "FeedForward", "Generated", "LanguageModel", "Rotary", "Skip", "Stack",
+  "generate", "prefill", "rope_scaling", "with_room",
 ]  # fmt: skip

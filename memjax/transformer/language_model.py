@@ -82,13 +82,16 @@ class LanguageModel(Memory):
     shared = {**context.shared, **{name: value[...] for name, value in self.shared.items()}}
     return dataclasses.replace(context, shared=shared)
 
-  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+  def features(self, x, state, *, reset=None, valid=None, context=None):
+    """As the call, without the last step: what the body makes of the ids, `[B, T, D]`, of which
+    `logits` makes logits."""
     self._check(x, state, reset, valid)
     if valid is not None:
       x = jnp.where(valid, x, 0)
-    h, state = self.body(
-      self.embed(x), state, reset=reset, valid=valid, context=self.context(context)
-    )
+    return self.body(self.embed(x), state, reset=reset, valid=valid, context=self.context(context))
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    h, state = self.features(x, state, reset=reset, valid=valid, context=context)
     return self.logits(h), state
 
   def _check(self, x, state, reset, valid):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from memjax.core import Memory, as_state, channel, checks, clean
 from memjax.core.layers import RMSNorm, dropout
@@ -18,10 +19,16 @@ from memjax.core.state import stack_depths, stack_key
 
 Factory = Callable[..., Memory]  # factory(dim, rngs=rngs)
 
+INPUT = "block_input"  # the name under which blocks' inputs are offloaded
+
 REMAT = {
-  "full": None,  # keep the input of a layer only
+  "full": None,  # keep the input of a block only
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT],
+    offload_src="device", offload_dst="pinned_host",
+  ),
+}  # fmt: skip
 
 
 @as_state
@@ -82,7 +89,7 @@ class Stack(Memory):
     final_norm: normalise the output.
     dropout: rate on each residual branch; needs `context.key`.
     remat: None keeps activations; "full" keeps each block's input only; "dots" keeps matrix
-      products as well.
+      products as well; "offload" is "full" with the inputs in the host's memory.
 
   State: `StackState`.
   """
@@ -141,7 +148,8 @@ class Stack(Memory):
     x, states = clean(x, valid), {}
 
     def block(keys, index, x, layers, states):
-      new = []
+      # At the top: what enters a block is kept by the loop around it, not by the block before.
+      x, new = checkpoint_name(x, INPUT), []
       for key, layer, layer_state in zip(keys, layers, states, strict=True):
         depths = stack_depths(key)
         depth = (depths or (int(key),))[0] + index * len(keys)

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.training import bits_per_byte, bits_per_token, next_token_loss
+from memjax.training import (
+  bits_per_byte,
+  bits_per_token,
+  chunked_next_token_loss,
+  next_token_loss,
+)
 
 
 def test_sums_of_nats_and_tokens():
@@ -56,3 +61,57 @@ def test_a_target_out_of_range_is_nan(target):
 def test_what_does_not_fit_is_named(targets, valid, error, message):
   with pytest.raises(error, match=message):
     next_token_loss(jnp.zeros((2, 3, 5)), targets, valid)
+
+
+# In chunks.
+
+
+@pytest.mark.parametrize(("chunk", "masked"), [(1, True), (4, False), (5, True), (16, True)])
+def test_in_chunks_it_is_the_same_loss_with_the_same_gradients(chunk, masked):
+  h = jax.random.normal(jax.random.key(0), (2, 12, 8))
+  kernel = jax.random.normal(jax.random.key(1), (8, 33))
+  targets = jax.random.randint(jax.random.key(2), (2, 12), 0, 33)
+  valid = jnp.ones((2, 12), bool).at[1, 7:].set(False) if masked else None
+
+  def whole(h, kernel):
+    nats, count = next_token_loss(h @ kernel, targets, valid)
+    return nats / count, count
+
+  def chunked(h, kernel):
+    nats, count = chunked_next_token_loss(lambda h: h @ kernel, h, targets, valid, chunk=chunk)
+    return nats / count, count
+
+  got, want = (
+    jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(h, kernel)
+    for loss in (chunked, whole)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, want)
+
+
+def test_with_128k_words_a_chunk_of_logits_is_the_peak():
+  """And not the logits of the sequence; the gradient of the kernel is there besides."""
+  length, vocab, dim = 512, 131_072, 8
+
+  def size(chunk):
+    def loss(h, kernel, targets):
+      if chunk is None:
+        return next_token_loss(h @ kernel, targets)[0]
+      return chunked_next_token_loss(lambda h: h @ kernel, h, targets, chunk=chunk)[0]
+
+    shapes = (1, length, dim), (dim, vocab)
+    h, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    targets = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(h, kernel, targets)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  logits, gradient = 4 * vocab, 4 * vocab * dim
+  assert size(None) > length * logits
+  for chunk in (32, 16):
+    assert chunk * logits < size(chunk) < 4 * chunk * logits + 3 * gradient
+
+
+def test_a_chunk_that_is_no_size_is_refused():
+  with pytest.raises(ValueError, match="chunk=0 must be an integer >= 1"):
+    chunked_next_token_loss(lambda h: h, jnp.ones((1, 2, 3)), jnp.ones((1, 2), jnp.int32), chunk=0)
+  with pytest.raises(ValueError, match=r"targets \[2, 2\] do not fit h \[1, 2, 3\]"):
+    chunked_next_token_loss(lambda h: h, jnp.ones((1, 2, 3)), jnp.ones((2, 2), jnp.int32), chunk=1)
