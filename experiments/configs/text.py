@@ -21,6 +21,7 @@ def get_config() -> config_dict.ConfigDict:
   config.batch_size = 8
   config.sequence_length = 256
   config.accumulate = 1  # microbatches a step
+  config.loss_chunk = config_dict.placeholder(int)  # tokens of a row whose logits are there at once
 
   config.data = data = config_dict.ConfigDict()
   data.source = "stdlib"  # stdlib | text (with path) | tfds (with name)
@@ -47,7 +48,7 @@ def get_config() -> config_dict.ConfigDict:
   model.dropout = 0.0
   model.tied = False
   model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
-  model.remat = ""  # "" | dots | full
+  model.remat = ""  # "" | dots | full | offload: what the blocks keep for back-propagation
   model.memory = "memory_plus"  # memory_plus | product_keys | ntm | none
   model.memory_layers = (2,)  # blocks whose feed-forward is replaced
   model.memory_keys = 128  # per half: keys^2 values

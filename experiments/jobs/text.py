@@ -54,7 +54,7 @@ def run(config, workdir: pathlib.Path) -> bool:
 
 def make_step(config, optimizer, shardings):
   """The training step, jitted."""
-  loss_fn = training.language_model_loss()
+  loss_fn = training.language_model_loss(chunk=config.loss_chunk)
   return training.make_train_step(
     loss_fn, optimizer, accumulate=config.accumulate, shardings=shardings
   )
@@ -84,7 +84,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   if text.padding:
     console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
   watch = Watch(config, corpus, folder, name)
-  eval_step = training.make_eval_step(training.language_model_loss())
+  eval_step = training.make_eval_step(training.language_model_loss(chunk=config.loss_chunk))
 
   def batches(tokens):
     return corpus.evaluation_batches(

@@ -11,7 +11,7 @@ pays nothing: what is emitted and not used is removed by the compiler.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -138,7 +138,7 @@ def wanted(fn, *args) -> dict:
 
 
 def scan(
-  body, carry, xs, length: int | None = None, unroll: int = 1, loop=jax.lax.scan
+  body, carry, xs, length: int | None = None, unroll: int = 1, loop: Callable = jax.lax.scan
 ) -> tuple[Any, Any]:
   """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step).
 

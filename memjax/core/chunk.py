@@ -1,12 +1,14 @@
 """Functions of many rows, some of them at a time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from memjax.core import channel, checks
 
 
-def chunk(f, *, in_axes=0, out_axes=0, size: int, remat: bool = True):
+def chunk(f, *, in_axes: Any = 0, out_axes: Any = 0, size: int, remat: bool = True):
   """`f` in pieces along one axis, one after the other: what lies between in and out is small.
 
   Values and gradients are those of `f` if it treats each index of the axis by itself, which

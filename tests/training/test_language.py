@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from memjax.core import Memory, Stateless, as_state, channel, leaf, param, scan
+from memjax.core import Memory, Stateless, as_state, channel, join, leaf, param, scan, split
 from memjax.training import (
   evaluate,
   init_train_state,
@@ -164,3 +164,21 @@ def test_flags_may_be_missing():
   one = {name: batch()[name] for name in ("inputs", "targets")}
   sums = eval_step(False)(state_of(adding_model()), Stateless(), one)[1]
   assert sums["count"] == 12 and jnp.isfinite(sums["loss"])
+
+
+def test_in_chunks_of_the_vocabulary_it_is_the_same_loss_function():
+  model, rest = split(adding_model())
+
+  def gradient(chunk):
+    loss_fn = language_model_loss(chunk=chunk)
+
+    def loss(model):
+      out = loss_fn(join(model, rest), Stateless(), batch(), None)
+      return out.total, out.metrics
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
+
+  got, want = gradient(4), gradient(None)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, want)
+  with pytest.raises(ValueError, match="chunk=0"):
+    language_model_loss(chunk=0)
