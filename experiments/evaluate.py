@@ -9,6 +9,12 @@ from memjax import training
 
 
 def main(config, workdir) -> None:
+  with distributed.watch():
+    evaluate(config, workdir)
+
+
+def evaluate(config, workdir) -> None:
+  """Prints the loss of every model of the run."""
   with cli.one_line():
     corpus = runs.load_corpus(config.data)
     distributed.same("the text", corpus.fingerprint)

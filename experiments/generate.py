@@ -5,8 +5,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, meshes, runs
+from experiments import cli, distributed, meshes, runs
 from memjax import training
+from memjax.training import processes
 from memjax.transformer import generate
 
 
@@ -33,7 +34,8 @@ def main(config, workdir) -> None:
     top_p=options.top_p,
     key=jax.random.key(options.seed),
   )
-  for row in np.asarray(made.tokens):
+  tokens = processes.whole(made.tokens)
+  for row in tokens if distributed.first() else ():
     print(options.prompt + corpus.tokenizer.decode(row))
     if options.samples > 1:
       print("-" * 80)

@@ -43,11 +43,27 @@ def mesh_of(config, devices: Sequence[Any] | None = None) -> Mesh:
     raise ValueError(f"config.mesh has no axis {unknown[0]!r}; its axes are {', '.join(SIZES)}")
   sizes = _fill({name: given.get(name, 1) for name in SIZES}, len(devices))
   shape = tuple(sizes.values())
-  if devices[0].platform == "tpu":
+  if devices[0].platform != "tpu":  # by process: the first axes cross from one to the next
+    return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
     arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  else:  # by process: the first axes cross from one to the next
-    arranged = np.asarray(devices).reshape(shape)
+  else:
+    outer = _between_slices(sizes, slices)
+    inner = tuple(size // ways for size, ways in zip(shape, outer, strict=True))
+    arranged = mesh_utils.create_hybrid_device_mesh(
+      inner, outer, devices, allow_split_physical_axes=True
+    )
   return Mesh(arranged, tuple(sizes))
+
+
+def _between_slices(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
+  """The part of each axis that crosses from one TPU slice to the next, over the slow network: the
+  first axis that has room."""
+  axis = next((name for name, size in sizes.items() if size % slices == 0), None)
+  if axis is None:
+    raise ValueError(f"config.mesh={sizes}: no size is a multiple of the {slices} TPU slices")
+  return tuple(slices if name == axis else 1 for name in sizes)
 
 
 def mesh_or_none(config) -> Mesh | None:

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from ml_collections import config_dict
 
 from experiments import meshes
 from memjax.core.sharding import DEFAULT_RULES, batch_sharding
+from tests.pallas_kernels import aot
 
 
 def recipe(**sizes) -> config_dict.ConfigDict:
@@ -98,3 +100,15 @@ def test_rows_that_are_no_equal_parts_are_refused(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(ValueError, match=r"hold rows \[0, 2, 4, 6\] of a batch in 8 parts"):
     meshes.share(recipe(), devices)
+
+
+@aot.requires_libtpu
+def test_the_outer_axis_crosses_from_one_tpu_slice_to_the_next():
+  options = {"platform": "tpu", "topology_name": "v5e:2x2", "num_slices": 2}
+  devices = topologies.get_topology_desc(**options).devices
+  for sizes in ({"fsdp": 2, "model": 2}, {"data": 1, "fsdp": -1}):
+    mesh = meshes.mesh_of(recipe(**sizes), devices)
+    slices = [device.slice_index for device in mesh.devices.ravel()]
+    assert slices == [0] * 4 + [1] * 4 and mesh.size == len(set(mesh.devices.ravel()))
+  with pytest.raises(ValueError, match="no size is a multiple of the 3 TPU slices"):
+    meshes._between_slices({"data": 4, "fsdp": 2}, 3)
