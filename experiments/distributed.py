@@ -31,8 +31,10 @@ __all__ = [
   "same",
   "start",
   "watch",
+  "watchdog",
 ]
 
+_watchdog = Watchdog(0)  # of this process, as its flags are
 _COMPILING = 3600.0  # seconds more for the first step, evaluation and save
 
 
@@ -159,7 +161,14 @@ def watch(timeout: float | None = None) -> Watchdog:
     timeout = flags.FLAGS.step_timeout
   if timeout is None:
     timeout = 600.0 if jax.process_count() > 1 else 0.0
-  return Watchdog(timeout, first=_COMPILING)
+  global _watchdog
+  _watchdog = Watchdog(timeout, first=_COMPILING)
+  return _watchdog
+
+
+def watchdog() -> Watchdog:
+  """The one that `watch` made last, for `fit`; before that, one that watches nothing."""
+  return _watchdog
 
 
 def once(action: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:

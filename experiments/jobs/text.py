@@ -112,6 +112,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       max_bad_steps=config.max_bad_steps,
       place=place,
       stop=stop,
+      watchdog=distributed.watchdog(),
       extra=watch.extra,
       on_start=watch.start,
       on_step=watch.step,

@@ -135,6 +135,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
       max_bad_steps=config.max_bad_steps,
       place=place,
       stop=stop,
+      watchdog=distributed.watchdog(),
       extra=watch.extra,
       on_start=watch.start,
       on_step=watch.step,

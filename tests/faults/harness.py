@@ -17,6 +17,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIMIT = 300  # seconds that anything may take on a busy machine
+TIMEOUT = 30  # seconds a step may take, of several processes
+HEARTBEAT = 100  # seconds after which jax takes a silent process for dead
 TEMPORARY = ".orbax-checkpoint-tmp"
 NAME = "memory_plus"
 TINY = {
@@ -94,9 +96,13 @@ class Site:
     if jumping:
       env["PYTHONPATH"] = f"{ROOT / 'tests/faults/clock'}:{ROOT}"
     self.starts += 1
+    if self.processes > 1:
+      words += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={self.processes}"]
+      words += [f"--step_timeout={TIMEOUT}", f"--heartbeat_timeout={HEARTBEAT}"]
     return Start(self, [self._spawn(words, env, index) for index in range(self.processes)])
 
   def _spawn(self, words, env, index: int) -> subprocess.Popen:
+    words = words + ([f"--process_id={index}"] if self.processes > 1 else [])
     with self.log(index).open("w") as log:
       return subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 

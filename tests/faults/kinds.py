@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from experiments.metrics import read
 from tests.faults import nan_job
-from tests.faults.harness import NAME, Site, Start
+from tests.faults.harness import HEARTBEAT, NAME, Site, Start
 
 Fault = Callable[[Site, Start, np.random.Generator], tuple[float, int]]
 KILLED = -signal.SIGKILL
@@ -56,6 +57,50 @@ def _term(site, start, random, indices):
   assert "Stopped; the state is saved" in start.said(0)
   assert newest(site) == site.step(), "the last step is not in the checkpoint"
   return seconds, newest(site)
+
+
+def term_one(site, start, random):
+  """SIGTERM to one process: all save after the same step and end with status 0."""
+  return _term(site, start, random, [int(random.integers(site.processes))])
+
+
+def kill_one(site, start, random):
+  """SIGKILL to one process: the others end, and say why."""
+  go_on(site, start, random)
+  victim = int(random.integers(site.processes))
+  start.signal(signal.SIGKILL, [victim])
+  others = [i for i in range(site.processes) if i != victim]
+  statuses, seconds = start.ended(others)
+  start.kill()
+  for index, status in zip(others, statuses, strict=True):
+    _said_why(start, index, status)
+  return seconds, newest(site)
+
+
+def stop_one(site, start, random):
+  """SIGSTOP to one process for longer than the others wait: all end, it when it goes on."""
+  go_on(site, start, random)
+  victim = int(random.integers(site.processes))
+  start.signal(signal.SIGSTOP, [victim])
+  others = [i for i in range(site.processes) if i != victim]
+  statuses, seconds = start.ended(others)
+  for index, status in zip(others, statuses, strict=True):
+    _said_why(start, index, status)
+  start.signal(signal.SIGCONT, [victim])
+  [status], after = start.ended([victim])
+  _said_why(start, victim, status)
+  assert after < 4 * HEARTBEAT
+  return seconds, newest(site)
+
+
+def _said_why(start, index: int, status: int):
+  """Our line and status; or, when process 0 is gone, jax's abort, which cannot be caught."""
+  said = start.said(index)
+  if status == -signal.SIGABRT:
+    assert "This most likely indicates that another task died" in said, said
+  else:
+    assert status == 75, (status, said)
+    assert_clear(said, "lost the connection to another process", "has waited")
 
 
 def kill_in_write(site, start, random):
@@ -188,6 +233,15 @@ def own_file_system(folder: pathlib.Path) -> bool:
   return subprocess.run(words, capture_output=True).returncode == 0
 
 
+def possible(faults: dict[str, Fault]) -> dict[str, Fault]:
+  """Those that this user may make: some need a file system of their own."""
+  with tempfile.TemporaryDirectory() as folder:
+    if own_file_system(pathlib.Path(folder)):
+      subprocess.run(["umount", folder], check=True)
+      return faults
+  return {name: fault for name, fault in faults.items() if not name.startswith("disk")}
+
+
 truncated, flipped = _damaged(_cut), _damaged(_flip)
 ONE: dict[str, Fault] = {
   "SIGKILL": kill,
@@ -200,4 +254,14 @@ ONE: dict[str, Fault] = {
   "data file vanished": vanished,
   "NaN in a gradient": nan,
   "clock jumps": clock,
+}
+TWO: dict[str, Fault] = {
+  "SIGKILL to one": kill_one,
+  "SIGKILL to all": kill,
+  "SIGTERM to one": term_one,
+  "SIGSTOP to one": stop_one,
+  "SIGKILL in a checkpoint's write": kill_in_write,
+  "newest checkpoint truncated": truncated,
+  "newest checkpoint: a bit flipped": flipped,
+  "disk full": full_disk,
 }

@@ -101,7 +101,8 @@ def _span(values) -> str:
   return f"{statistics.median(values):.1f} (at most {values[-1]:.1f})"
 
 
-ONE = dealt(kinds.ONE, count=5, size=5, seed=0)
+ONE = dealt(kinds.possible(kinds.ONE), count=5, size=5, seed=0)
+TWO = dealt(kinds.possible(kinds.TWO), count=5, size=5, seed=0)
 
 
 @pytest.mark.slow
@@ -110,3 +111,11 @@ def test_faults_of_one_process(tmp_path, shared, wholes, figures, seed):
   faults = {kind: kinds.ONE[kind] for kind in ONE[seed]}
   with new_site(tmp_path / f"one-{seed}", shared, faults, steps=STEPS) as site:
     figures += chain(site, faults, wholes(faults, 1), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(len(TWO)))
+def test_faults_of_two_processes(tmp_path, shared, wholes, figures, seed):
+  faults = {kind: kinds.TWO[kind] for kind in TWO[seed]}
+  with new_site(tmp_path / f"two-{seed}", shared, faults, steps=STEPS, processes=2) as site:
+    figures += chain(site, faults, wholes(faults, 2), seed)
