@@ -25,8 +25,9 @@ class Frame:
   """What was emitted (`emitted: dict`) and which taps were asked for (`wanted: dict` of shapes)
   during one trace."""
 
-  def __init__(self, taps=None, outer: "Frame | None" = None):
+  def __init__(self, taps=None, outer: "Frame | None" = None, measures: bool = False):
     self.taps, self.wanted, self.emitted, self.outer = taps, {}, {}, outer
+    self.measures = measures
     self.prefix = ""
 
   def emit(self, name: str, value) -> None:
@@ -51,15 +52,20 @@ def _open(frame: Frame | None) -> Iterator:
     _frames.pop()
 
 
-def collect(taps: dict | None = None) -> contextlib.AbstractContextManager[Frame]:
+def collect(
+  taps: dict | None = None, *, measure: bool = False
+) -> contextlib.AbstractContextManager[Frame]:
   """Collects what is emitted inside the block.
 
   Args:
     taps: the arrays of `Frame.wanted`. None: zeros; or, inside the block of another collector,
       that one's: it also hears of all that is emitted, so that a training step can collect around
       a loss function that does.
+    measure: also ask for what memories tell of their use (`core.usage`), here and in all collectors
+      inside the block.
   """
-  return _open(Frame(taps, _frames[-1] if taps is None and _frames else None))
+  outer = _frames[-1] if taps is None and _frames else None
+  return _open(Frame(taps, outer, measure or measuring()))
 
 
 def muted() -> contextlib.AbstractContextManager:
@@ -95,6 +101,11 @@ def indices() -> tuple[jax.Array, ...]:
 def collecting() -> bool:
   """Whether anybody collects: lets a memory skip work done only to be emitted."""
   return bool(_frames) and _frames[-1] is not None
+
+
+def measuring() -> bool:
+  """Whether somebody asked for measurements (`core.usage`), which else are not computed."""
+  return bool(_frames) and _frames[-1] is not None and _frames[-1].measures
 
 
 def _fresh(table: dict, name: str) -> str:  # a, a.1, a.2: several calls of one name stay apart

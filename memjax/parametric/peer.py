@@ -1,12 +1,12 @@
 """PEER: Mixture of A Million Experts (Xu Owen He, 2024, arXiv 2407.04153)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Stateless, bounded, channel, checks, clean, lookup
+from memjax.core import Memory, Stateless, bounded, checks, clean, lookup
 from memjax.parametric.mlp_memory import ACTIVATIONS
 from memjax.parametric.product_keys import ProductKeys, value_pool
+from memjax.parametric.usage import emit_reads
 
 EXPERTS = {**ACTIVATIONS, "identity": lambda h: h}
 _LARGEST = 1e12  # of what enters an activation: its cube stays finite
@@ -85,10 +85,7 @@ class PEER(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     x = clean(x, valid)
     ids, gates = self.search(x, valid, None)
-    if channel.collecting():
-      ids = ids if valid is None else jnp.where(valid[..., None], ids, self.search.rows)
-      channel.emit("ids", ids)
-      channel.emit("weights", jax.lax.stop_gradient(gates))
+    ids = emit_reads(ids, gates, valid, self.search.rows)
     options = {"sharding": self.table_sharding, "implementation": self.implementation}
     hidden = lookup.dots(self.down[...], ids, x, label="down", **options)
     weights = gates * EXPERTS[self.activation](bounded(hidden, _LARGEST))

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Table, channel, checks, lookup, param
+from memjax.core import Table, checks, lookup, param
 from memjax.core.layers import LayerNorm, Linear, RMSNorm, dropout
 from memjax.parametric.batch_norm import BatchNorm
+from memjax.parametric.usage import emit_reads
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 GATES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
@@ -188,13 +189,9 @@ class Values(nnx.Module):
   def __call__(self, ids: jax.Array, weights: jax.Array, valid: jax.Array | None, context):
     """Weighted sums of rows, over slots and heads: `[B, T, b]` twice to `[B, T, dv]` float32.
 
-    Emits "ids" (N for a token that is not valid) and "weights" for `parametric.usage`.
+    Emits what is read, for `parametric.usage`.
     """
-    if channel.collecting():
-      seen = ids if valid is None else jnp.where(valid[..., None], ids, self.rows)
-      channel.emit("ids", seen)
-      channel.emit("weights", jax.lax.stop_gradient(weights))
-      ids = seen
+    ids = emit_reads(ids, weights, valid, self.rows)
     shape, means = (self.rows, self.dim), "[keys * keys, value_dim]"
     table, label = pool_of(self, self.table, "table", self.name, context, shape, means)
     options = {"sharding": self.table_sharding, "implementation": self.implementation}

@@ -130,24 +130,6 @@ def slot_order(slots: int, rngs: nnx.Rngs) -> Fixed:
   return param(rngs, init, (slots,), axes=("keys",), dtype=jnp.int32, kind=Fixed)
 
 
-def emit_reads(ids, scores, valid: jax.Array | None, rows: int) -> jax.Array:
-  """Emits "ids" and "weights" (the sum of |scores| over channels) for `parametric.usage`.
-
-  Args:
-    ids: `[B, T, b]`, rows of a table of `rows`.   scores: `[B, T, C, b]`.
-    valid: `[B, T]` bool or None.
-
-  Returns:
-    ids to read: where somebody collects, those of tokens that are not valid are padding, `rows`.
-  """
-  if not channel.collecting():
-    return ids
-  ids = ids if valid is None else jnp.where(valid[..., None], ids, rows)
-  channel.emit("ids", ids)
-  channel.emit("weights", jax.lax.stop_gradient(jnp.sum(jnp.abs(scores), axis=2)))
-  return ids
-
-
 def _take(values: jax.Array, at: jax.Array) -> jax.Array:
   at = jnp.broadcast_to(at, (*values.shape[:-1], at.shape[-1]))
   return jnp.take_along_axis(values, at, axis=-1, mode="promise_in_bounds")

@@ -6,7 +6,8 @@ from flax import nnx
 
 from memjax.core import Memory, Stateless, Table, checks, clean, lookup, param
 from memjax.core.layers import Linear
-from memjax.parametric.tucker_keys import TuckerKeys, emit_reads, keys_for, slot_order
+from memjax.parametric.tucker_keys import TuckerKeys, keys_for, slot_order
+from memjax.parametric.usage import emit_reads
 
 
 class UltraMem(Memory):

@@ -10,7 +10,8 @@ from flax import nnx
 from memjax.core import Memory, Stateless, checks, clean, lookup
 from memjax.core.layers import Linear
 from memjax.parametric.product_keys import pool_of, value_pool
-from memjax.parametric.tucker_keys import TuckerKeys, emit_reads, keys_for, slot_order
+from memjax.parametric.tucker_keys import TuckerKeys, keys_for, slot_order
+from memjax.parametric.usage import emit_reads
 
 ACTIVATIONS = {None: lambda h: h, "gelu": jax.nn.gelu}
 _STD = 0.02

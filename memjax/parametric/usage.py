@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from memjax.core import channel
 from memjax.core.state import stack_depths
 
 
@@ -40,12 +41,39 @@ def count_usage(ids: jax.Array, weights: jax.Array, rows: int) -> Usage:
   )
 
 
-def emitted_usage(emitted: Mapping[str, Any], rows: int) -> dict[str, Usage]:
-  """The usage by layers that read a table of `rows` rows, from what a call of the model emitted.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """How many rows the table has that "ids" beside it read; holds no array."""
+
+  count: int = dataclasses.field(metadata={"static": True})
+
+
+def emit_reads(ids: jax.Array, weights: jax.Array, valid: jax.Array | None, rows: int) -> jax.Array:
+  """Emits which rows of a table are read: "ids", "weights" and "rows", for `emitted_usage`.
+
+  Args:
+    ids: `[B, T, b]`, below `rows`.   valid: `[B, T]` bool or None.   rows: N of the table.
+    weights: `[B, T, b]`, or `[B, T, C, b]`: the sum of their magnitudes over channels is emitted.
+
+  Returns:
+    ids to read: where somebody collects, those of tokens that are not valid are padding, N.
+  """
+  if not channel.collecting():
+    return ids
+  ids = ids if valid is None else jnp.where(valid[..., None], ids, rows)
+  weights = jnp.sum(jnp.abs(weights), axis=2) if weights.ndim == 4 else weights
+  channel.emit("ids", ids)
+  channel.emit("weights", jax.lax.stop_gradient(weights))
+  channel.emit("rows", Rows(rows))
+  return ids
+
+
+def emitted_usage(emitted: Mapping[str, Any]) -> dict[str, Usage]:
+  """The usage of tables by the layers that read one, from what a call of the model emitted.
 
   Args:
     emitted: `Frame.emitted` of `channel.collect()` around the call.
-    rows: N.
 
   Returns:
     `{path of the layer: Usage}`, such as "2"; layers in a stack stand apart, calls are summed.
@@ -55,9 +83,10 @@ def emitted_usage(emitted: Mapping[str, Any], rows: int) -> dict[str, Usage]:
     *scope, last = name.split("/")
     if last.partition(".")[0] != "ids":
       continue
-    weights = emitted["/".join([*scope, "weights" + last.removeprefix("ids")])]
+    count = last.removeprefix("ids")
+    weights, rows = (emitted["/".join([*scope, what + count])] for what in ("weights", "rows"))
     for path, pick in _layers(scope):
-      usage = count_usage(pick(ids), pick(weights), rows)
+      usage = count_usage(pick(ids), pick(weights), rows.count)
       found[path] = found[path] + usage if path in found else usage
   return found
 

@@ -29,6 +29,7 @@ from memjax.core import (
 )
 from memjax.core import sequence_sharding as sequence
 from memjax.core.replay import as_replay
+from memjax.core.usage import measure
 
 SPAN = "span"  # the entry of `context.tokens` that a body's attention reads
 TEXT, READ, WRITE = 0, 1, 2  # what it holds: tokens of one id other than 0 see each other
@@ -89,6 +90,9 @@ class RecurrentMemoryTransformer(Memory):
     remat: None, or "full": back-propagation keeps what crosses the segments' borders only; or a
       `Replay`, which can keep every s-th border, or keep them in the host's memory.
     init_std: standard deviation of the first memory; None: `LanguageModel`'s embedding's, D^-0.5.
+
+  Measures (`core.usage`), of whole segments, `norm`, the root mean square length of the M vectors
+  written, and `change`, how far they are from those read, by the length of these.
 
   State: `RMTState`. Entries of `context.tokens` are cut along with the text, 0 at memory tokens.
 
@@ -206,10 +210,18 @@ class RecurrentMemoryTransformer(Memory):
   def _segment(self, inputs, border, context):
     x, valid, late = inputs
     y, memory = self._read_text_write(x, valid, border.memory, context)
+    if self.memory and channel.measuring():
+      self._measure(border.memory, memory, valid)
     broken = (border.filled != 0)[:, None]
     broken = broken if late is None else broken | late
     filled = jnp.where(broken[:, -1], -1, 0)
     return _poison(y, broken, valid), _Border(memory, filled)
+
+  def _measure(self, old, new, valid):
+    rows = None if valid is None else jnp.any(valid, axis=1)
+    length = lambda a: jnp.sqrt(jnp.sum(jnp.square(a), axis=(1, 2)))  # noqa: E731
+    measure("norm", length(new) / self.memory**0.5, rows)
+    measure("change", length(new - old) / jnp.maximum(length(old), 1e-12), rows)
 
   def _read_text_write(self, x, valid, memory, context):
     """The body on `[memory, x, memory]`: outputs `[B, g, D]` of the text, and the next memory."""

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, as_state, checks, leaf, param
+from memjax.core import Memory, as_state, channel, checks, leaf, param
+from memjax.core.usage import measure_slots
 
 NIL = 0  # the id that pads a sentence
 SMALL = 512  # rows of a table that is read by products: the gradient of a gather is slow to add up
@@ -54,6 +55,8 @@ class EndToEndMemoryNetwork(Memory):
     linear: no softmax over the slots, the first phase of a linear start; `core.replace` changes it.
     noise: with `context.key`, up to this share of empty places is put between the stored times.
     mask_empty: empty slots get no attention; False leaves them in the softmax, as in that code.
+
+  Measures (`core.usage`) `read_peak` and `slots_read` of every hop, but for `linear`.
 
   State: `MemN2NState`.
   """
@@ -105,12 +108,14 @@ class EndToEndMemoryNetwork(Memory):
 
     def ask(inputs):
       u, window, count, times = inputs
-      return self._answer(u, _take(encoded, window), count, times)
+      return self._answer(u, _take(encoded, window), count, times)  # what it reads comes along
 
     inputs = (asked, window[:, :-1], count[:, :-1], times)
     inputs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), inputs)
-    y = jax.lax.map(ask, inputs, batch_size=min(BLOCK, x.shape[1]))
-    return jnp.moveaxis(y, 0, 1), self._keep(past, window[:, -1], count[:, -1])
+    found = jax.lax.map(ask, inputs, batch_size=min(BLOCK, x.shape[1]))
+    y, reads = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+    self._measure(reads, valid if question is None else question)
+    return y, self._keep(past, window[:, -1], count[:, -1])
 
   def write(self, items: jax.Array, state: MemN2NState, *, valid=None) -> MemN2NState:
     """Stores sentences `items [B, T, J]`, in order; those not `valid [B, T]` are left out."""
@@ -136,9 +141,19 @@ class EndToEndMemoryNetwork(Memory):
     `count [B]` slots are filled, the most recent sentence first.
     """
     times = self._times(count[:, None], context)[:, 0]
-    return self._answer(self._question(question), encoded, count, times)
+    y, reads = self._answer(self._question(question), encoded, count, times)
+    self._measure([p[:, None] for p in reads], count[:, None] > 0)
+    return y
+
+  def _measure(self, reads, asked):
+    """Measures the attention `[B, T, N]` of each hop."""
+    for hop, p in enumerate(reads):
+      with channel.scope(f"hop{hop}"):
+        measure_slots(read=p[:, :, None], valid=asked)
 
   def _answer(self, u, encoded, count, times):
+    """Logits, and for whoever measures the attention `[B, N]` of each hop."""
+    reads = []
     filled = jnp.arange(self.slots).reshape(1, -1) < count[:, None]
     encoded = jnp.where(filled[:, :, None, None], encoded + self._when(times), 0)
     last = len(self.tables) - 1
@@ -146,10 +161,12 @@ class EndToEndMemoryNetwork(Memory):
     for hop in range(self.hops):
       read, out = (hop, hop + 1) if self.tying == "adjacent" else (0, last)
       scores = jnp.einsum("bd,bnd->bn", u, tables[read])
-      o = jnp.einsum("bn,bnd->bd", self._attend(scores, filled), tables[out])
+      p = self._attend(scores, filled)
+      reads += [p] if channel.measuring() and not self.linear else []
+      o = jnp.einsum("bn,bnd->bd", p, tables[out])
       u = o + (u if self.carry is None else u @ self.carry[...].astype(jnp.float32))
     table = self.tables[last] if self.out is None else self.out
-    return u @ _without_nil(table)[: self.answers].T
+    return u @ _without_nil(table)[: self.answers].T, reads
 
   def _attend(self, scores, filled):
     if self.linear:

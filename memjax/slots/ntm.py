@@ -20,6 +20,7 @@ from memjax.core import (
   Param,
   Replay,
   as_state,
+  channel,
   checks,
   clean,
   late,
@@ -29,6 +30,7 @@ from memjax.core import (
 )
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
+from memjax.core.usage import measure_slots
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM, MLP
 
@@ -92,6 +94,8 @@ class NeuralTuringMachine(Memory):
     tanh: tanh on keys and added vectors; False leaves them linear.
     remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
       `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
+
+  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`.
 
   State: `NTMState`.
   """
@@ -168,9 +172,13 @@ class NeuralTuringMachine(Memory):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     inputs = self.controller.inputs(clean(x, valid)), late.factors(self.heads, *x.shape[:2])
     init = None if reset is None else _turn(self.init_state(x.shape[0]))
+    step = self._measured_step if channel.measuring() else self.step
     features, state = scan(
-      self.step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
+      step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
     )
+    if channel.measuring():
+      features, reads, writes = features
+      measure_slots(read=reads, written=writes, valid=valid)
     return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), _turn(state)
 
   def step(self, inputs, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
@@ -187,6 +195,11 @@ class NeuralTuringMachine(Memory):
     reads = addressing.read(reading, state.memory if self.read_before_write else memory)
     features = jnp.concatenate([h, reads.reshape(batch, -1)], axis=-1)
     return features, NTMState(memory, reading, writing, reads, controller)
+
+  def _measured_step(self, inputs, state: NTMState, context=None):
+    """`step`, and the weights of its heads beside the features."""
+    features, state = self.step(inputs, state, context)
+    return (features, state.read_weights, state.write_weights), state
 
   def address(self, p: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The heads' numbers `p [B, P]` -> weights `[B, H, N]`, erase and add `[B, Wr, W]`."""

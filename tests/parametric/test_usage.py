@@ -74,7 +74,7 @@ def test_usage_of_a_model_by_layer():
   def run(model, ids, valid):
     with channel.collect() as frame:
       model(ids, model.init_state(2), valid=valid)
-    return emitted_usage(frame.emitted, rows=16), frame.emitted
+    return emitted_usage(frame.emitted), frame.emitted
 
   usage, emitted = run(model, ids, valid)
   assert sorted(usage) == ["1", "3", "4"]
