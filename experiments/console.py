@@ -11,8 +11,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class TrainingBar:
-  """A bar with loss in bits per byte, tokens per second and time left; without a terminal, a line
-  now and then.
+  """A bar with loss in bits per byte, speed and time left; without a terminal, a line now and then.
 
   Args:
     title: what is trained.   steps: the last step.   start: steps done already.   seconds: least
@@ -28,28 +27,27 @@ class TrainingBar:
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[bits]:.3f} bits/byte  {task.fields[rate]:,.0f} tokens/s"),
+        TextColumn("{task.fields[bits]:.3f} bits/byte  {task.fields[speed]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
       )
       self.task = self.bar.add_task(
-        title, total=steps, completed=start, bits=float("nan"), rate=0.0
+        title, total=steps, completed=start, bits=float("nan"), speed=""
       )
       self.bar.start()
 
-  def step(self, step: int, bits: float, rate: float) -> None:
-    """Shows training step `step`: loss in bits per byte, tokens per second."""
+  def step(self, step: int, bits: float, speed: str) -> None:
+    """Shows training step `step`: loss in bits per byte, how fast it went."""
     if self.bar is not None:
-      self.bar.update(self.task, completed=step, bits=bits, rate=rate)
+      self.bar.update(self.task, completed=step, bits=bits, speed=speed)
     elif time.monotonic() - self.last > self.seconds or step == self.steps:
       self.last = time.monotonic()
       per_step = (self.last - self.began) / max(step - self.start, 1)
       left = datetime.timedelta(seconds=round(per_step * (self.steps - step)))
       console.print(
-        f"{self.title}  step {step}/{self.steps}  {bits:.3f} bits/byte  {rate:,.0f} tokens/s  "
-        f"{left} left"
+        f"{self.title}  step {step}/{self.steps}  {bits:.3f} bits/byte  {speed}  {left} left"
       )
 
   def line(self, text: str) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from experiments import cli, distributed
+from experiments import cli, distributed, metrics
 from experiments.workdir import WorkdirError, plain, prepare
 from memjax.training import CheckpointError, ConfigMismatch, TrainingDiverged
 
@@ -25,6 +25,8 @@ def main(config, workdir) -> None:
 
 def run(config, workdir) -> None:
   """Runs the recipe's job; a mistake of the user's ends the program with one line."""
+  with cli.one_line():
+    metrics.import_wandb(config)
   job = importlib.import_module(config.job)
   if jax.process_count() > 1 and not getattr(job, "SEVERAL_PROCESSES", False):
     cli.fail(f"config.job={config.job} runs in one process, and this is one of several")

@@ -11,6 +11,8 @@ stay above 5%: 2, 3, 4, 5, 7, 8, 10, 14, 17, 18, 19.
 
 from ml_collections import config_dict
 
+from experiments import metrics
+
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
@@ -49,4 +51,5 @@ def get_config() -> config_dict.ConfigDict:
   evaluation.every = 5  # epochs
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   checkpoint.every = 5
+  metrics.add_fields(config)  # config.wandb, config.profile
   return config

@@ -16,6 +16,8 @@ How it copies six times the length it was trained on differs from run to run: 5 
 
 from ml_collections import config_dict
 
+from experiments import metrics
+
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
@@ -52,4 +54,5 @@ def get_config() -> config_dict.ConfigDict:
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   checkpoint.every = 500
   checkpoint.keep = 1  # the last, and the best
+  metrics.add_fields(config)  # config.wandb, config.profile
   return config

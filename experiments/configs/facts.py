@@ -24,6 +24,8 @@ rates: 2e-3, 3e-3 and 6e-3 held 86.6, 96.3 and 89.4 kbit.
 
 from ml_collections import config_dict
 
+from experiments import metrics
+
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
@@ -59,4 +61,5 @@ def get_config() -> config_dict.ConfigDict:
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   checkpoint.every = 10  # exposures
   checkpoint.keep = 1
+  metrics.add_fields(config)  # config.wandb, config.profile
   return config

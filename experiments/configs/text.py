@@ -9,7 +9,7 @@ README.md. Run: `make train`, or
 
 from ml_collections import config_dict
 
-from experiments import meshes
+from experiments import meshes, metrics
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -93,5 +93,7 @@ def get_config() -> config_dict.ConfigDict:
   sample.prompt = "def "
   sample.tokens = 300
   sample.temperature = 0.7
+  sample.evaluation_tokens = 100  # of the sample at each evaluation; 0: none
   meshes.add_fields(config)  # config.mesh, config.rules
+  metrics.add_fields(config)  # config.wandb, config.profile
   return config

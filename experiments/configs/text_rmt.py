@@ -15,7 +15,7 @@ with it zeroed. So short a training learns to rely on the memory, not yet to gai
 
 from ml_collections import config_dict
 
-from experiments import meshes
+from experiments import meshes, metrics
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -65,5 +65,11 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.every = 100
   checkpoint.keep = 2
   config.max_bad_steps = 20
+
+  config.sample = sample = config_dict.ConfigDict()
+  sample.prompt = "def "
+  sample.temperature = 0.7
+  sample.evaluation_tokens = 100  # of the sample at each evaluation; 0: none
   meshes.add_fields(config)  # config.mesh, config.rules
+  metrics.add_fields(config)  # config.wandb, config.profile
   return config

@@ -12,13 +12,15 @@ from flax import nnx
 
 from experiments import cli, models
 from experiments.console import console, table
-from experiments.metrics import MetricsWriter
+from experiments.jobs.text import profiling
+from experiments.metrics import WATCHING, MetricsWriter
+from experiments.usage import PREFIX, memory_usage
 from memjax import training
 from memjax.core import Context, replace
 from memjax.slots import EndToEndMemoryNetwork
 from memjax.tasks import babi
 
-MAY_CHANGE = ("evaluation", "checkpoint")
+MAY_CHANGE = ("evaluation", "checkpoint", *WATCHING)
 
 
 class Batches:
@@ -150,20 +152,28 @@ def build(config, vocab: int, words: int) -> EndToEndMemoryNetwork:
   return jax.vmap(make)(jax.random.split(jax.random.key(config.seed), config.restarts))
 
 
+def ask(net: EndToEndMemoryNetwork, memory, batch):
+  """Answers a batch with one network, for `memory_usage`."""
+  logits(net, batch, None)
+  return memory
+
+
 class Watch:
   """Shows and records one phase of the training."""
 
-  def __init__(self, folder: pathlib.Path, name: str, epochs: int, steps_per_epoch: int):
-    self.folder, self.name, self.epochs, self.steps = folder, name, epochs, steps_per_epoch
+  def __init__(self, config, folder: pathlib.Path, name: str, epochs: int, steps_per_epoch: int):
+    self.config, self.folder, self.name = config, folder, name
+    self.epochs, self.steps = epochs, steps_per_epoch
 
   def start(self, step: int, extra: dict) -> None:
-    self.writer = MetricsWriter(self.folder, start=step)
+    self.writer = MetricsWriter(self.folder, start=step, config=self.config)
     if step:
       console.print(f"{self.name}: goes on at epoch {step / self.steps:.0f}")
 
   def evaluation(self, step: int, metrics: dict, best: bool) -> None:
     epoch, mean, least = step / self.steps, metrics["mean_error"], metrics["loss"]
     row = {"epoch": epoch, "validation_error": mean, "least_validation_error": least}
+    row |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
     self.writer.write(step, row | {"seconds": metrics["seconds"]})
     console.print(
       f"{self.name}  epoch {epoch:.0f}/{self.epochs}  validation error {mean:.1%} "
@@ -174,10 +184,11 @@ class Watch:
 def train(config, workdir: pathlib.Path, nets, questions, validation, stop):
   """Both phases, or what is left of them: the networks, or None when a signal stopped it."""
   steps = len(questions) // config.batch_size  # of an epoch
+  watched = gather(validation, np.arange(min(len(validation), 250)))
   for name, part in (("linear", config.linear), ("softmax", config.softmax)):
     if not part.epochs:
       continue
-    linear, watch = name == "linear", Watch(workdir / name, name, part.epochs, steps)
+    linear, watch = name == "linear", Watch(config, workdir / name, name, part.epochs, steps)
     rate = optax.exponential_decay(
       part.learning_rate, part.halve_every * steps, 0.5, staircase=True
     )
@@ -185,9 +196,14 @@ def train(config, workdir: pathlib.Path, nets, questions, validation, stop):
 
     def evaluate(state, linear=linear):
       found = errors(replace(state.model, linear=linear), validation).mean(axis=1)
-      return {"loss": float(found.min()), "mean_error": float(found.mean())}
+      best = jax.tree.map(lambda a: a[found.argmin()], replace(state.model, linear=linear))
+      used = memory_usage(best, [watched], ask)
+      return {"loss": float(found.min()), "mean_error": float(found.mean())} | used
 
-    with training.Checkpoints(workdir / name / "checkpoints", keep=1) as checkpoints:
+    with (
+      training.Checkpoints(workdir / name / "checkpoints", keep=1) as checkpoints,
+      profiling(config, workdir / name) as around_step,
+    ):
       result = training.fit(
         training.init_train_state(nets, optimizer, key=jax.random.key(config.seed + 1)),
         training.make_train_step(make_loss(linear), optimizer),
@@ -195,7 +211,7 @@ def train(config, workdir: pathlib.Path, nets, questions, validation, stop):
         steps=part.epochs * steps, evaluate=evaluate,
         evaluate_every=config.evaluation.every * steps, checkpoints=checkpoints,
         save_every=config.checkpoint.every * steps, stop=stop,
-        on_start=watch.start, on_evaluation=watch.evaluation,
+        on_start=watch.start, on_evaluation=watch.evaluation, around_step=around_step,
       )  # fmt: skip
     watch.writer.close()
     if result.stopped:

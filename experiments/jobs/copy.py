@@ -13,7 +13,9 @@ from flax import nnx
 
 from experiments import cli, models
 from experiments.console import console, table
-from experiments.metrics import MetricsWriter, read
+from experiments.jobs.text import profiling
+from experiments.metrics import WATCHING, MetricsWriter, read
+from experiments.usage import PREFIX, memory_usage
 from memjax import training
 from memjax.core import Memory, checks, clean, scan
 from memjax.core.layers import Linear
@@ -21,7 +23,7 @@ from memjax.slots import NeuralTuringMachine
 from memjax.slots.controllers import LSTM
 from memjax.tasks import copying
 
-MAY_CHANGE = ("lengths", "evaluation", "checkpoint")
+MAY_CHANGE = ("lengths", "evaluation", "checkpoint", *WATCHING)
 VALIDATION, TEST = 2**31 - 2, 2**31 - 1  # seeds of sequences that no training step uses
 
 
@@ -117,6 +119,12 @@ def errors(model, length: int, config, seed: int) -> tuple[float, float]:
   return float(wrong), float(cost)
 
 
+def read_only(model, memory, inputs):
+  """Runs a model on `inputs [B, T, D]`, for `memory_usage`."""
+  del memory
+  return model(inputs, model.init_state(len(inputs)))[1]
+
+
 @dataclasses.dataclass
 class Trained:
   """One trained model, its wrong bits by length, and what its training took."""
@@ -134,32 +142,38 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
   optimizer = optax.chain(optax.clip_by_global_norm(part.clip), optax.adam(part.learning_rate))
   state = training.init_train_state(model, optimizer, key=jax.random.key(config.seed))
   writer = MetricsWriter(folder, start=0)
+  same = {"shortest": config.longest, "longest": config.longest, "bits": config.bits}
+  watched = copying.sample(jax.random.key(VALIDATION), config.batch_size, **same).inputs
 
   def start(step, extra):
     nonlocal writer
     writer.close()
-    writer = MetricsWriter(folder, start=step)
+    writer = MetricsWriter(folder, start=step, config=config)
 
   def evaluate(state):
     wrong, cost = errors(state.model, config.longest, config, VALIDATION)
-    return {"wrong": wrong, "nats": cost}
+    return {"wrong": wrong, "nats": cost} | memory_usage(state.model, [watched], read_only)
 
   def evaluated(step, metrics, best):
     wrong, seconds = metrics["wrong"], metrics["seconds"]
     row = {"sequences": step * config.batch_size, "wrong_bits": wrong, "nats": metrics["nats"]}
+    row |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
     writer.write(step, row | {"seconds": seconds})
     console.print(
       f"{name}  step {step}/{config.steps}  {wrong:.2f} wrong bits of "
       f"{config.longest * config.bits} at length {config.longest}  {seconds:.0f} s"
     )
 
-  with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+  with (
+    training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+    profiling(config, folder) as around_step,
+  ):
     result = training.fit(
       state, training.make_train_step(make_loss(config), optimizer), Numbers(), steps=config.steps,
       evaluate=evaluate, evaluate_every=config.evaluation.every, best_metric="nats",
       until=lambda metrics: metrics["nats"] < config.enough,
       checkpoints=checkpoints, save_every=config.checkpoint.every, stop=stop,
-      on_start=start, on_evaluation=evaluated,
+      on_start=start, on_evaluation=evaluated, around_step=around_step,
     )  # fmt: skip
     writer.close()
     if result.stopped:

@@ -14,14 +14,16 @@ from flax import nnx
 
 from experiments import cli, models
 from experiments.console import console, table
-from experiments.metrics import MetricsWriter, read
+from experiments.jobs.text import profiling
+from experiments.metrics import WATCHING, MetricsWriter, read
+from experiments.usage import PREFIX, memory_usage
 from memjax import training
 from memjax.core import split
 from memjax.parametric import PEER, MemoryPlus, ProductKeyMemory
 from memjax.tasks import facts
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 
-MAY_CHANGE = ("evaluation", "checkpoint")
+MAY_CHANGE = ("evaluation", "checkpoint", *WATCHING)
 MEMORIES = {"product_keys": ProductKeyMemory, "memory_plus": MemoryPlus, "peer": PEER}
 QUERY_NORM = {"product_keys": {"query_norm": "rms"}, "peer": {"query_norm": "rms"}}
 
@@ -129,13 +131,15 @@ def _examine(model, people, index, world):
   return nats, jnp.argmax(logits, axis=-1) == answers
 
 
+def indices(world: facts.World, size: int) -> list[jax.Array]:
+  """The numbers of all facts, `size` at a time."""
+  return [jnp.arange(n, n + size, dtype=jnp.int32) for n in range(0, world.facts, size)]
+
+
 def examine(model, people: facts.Facts, config) -> Held:
   """Asks every fact of `people`."""
   world, size = world_of(config), config.batch_size
-  parts = [
-    _examine(model, people, jnp.arange(start, start + size, dtype=jnp.int32), world)
-    for start in range(0, world.facts, size)
-  ]
+  parts = [_examine(model, people, index, world) for index in indices(world, size)]
   nats, right = (
     np.concatenate(part).reshape(-1, len(world.choices)) for part in zip(*parts, strict=True)
   )
@@ -187,28 +191,37 @@ def train(config, folder: pathlib.Path, name: str, model: LanguageModel, stop) -
   def start(step, extra):
     nonlocal writer
     writer.close()
-    writer = MetricsWriter(folder, start=step)
+    writer = MetricsWriter(folder, start=step, config=config)
+
+  def ask(model, memory, index):
+    answer(model, facts.questions(known, index, world)[0])
+    return memory
 
   def evaluate(state):
     held = examine(state.model, known, config)
-    return {"bits": held.bits, "accuracy": held.accuracy, "loss": -held.bits}
+    used = memory_usage(state.model, indices(world, config.batch_size), ask)
+    return {"bits": held.bits, "accuracy": held.accuracy, "loss": -held.bits} | used
 
   def evaluated(step, metrics, best):
     exposures, seconds = step // each, metrics["seconds"]
     row = {"exposures": exposures, "bits": metrics["bits"], "accuracy": metrics["accuracy"]}
+    row |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
     writer.write(step, row | {"seconds": seconds})
     console.print(
       f"{name}  exposure {exposures}/{config.exposures}  {metrics['bits'] / 1000:.1f} of "
       f"{world.bits / 1000:.0f} kbit  {metrics['accuracy']:.1%} right  {seconds:.0f} s"
     )
 
-  with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+  with (
+    training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+    profiling(config, folder) as around_step,
+  ):
     result = training.fit(
       state, training.make_train_step(make_loss(config, known), optimizer),
       Lessons(world.facts, config.batch_size, config.seed), steps=steps,
       evaluate=evaluate, evaluate_every=config.evaluation.every * each,
       checkpoints=checkpoints, save_every=config.checkpoint.every * each, stop=stop,
-      on_start=start, on_evaluation=evaluated,
+      on_start=start, on_evaluation=evaluated, around_step=around_step,
     )  # fmt: skip
     writer.close()
     if result.stopped:

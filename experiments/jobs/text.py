@@ -7,16 +7,16 @@ import time
 import jax
 import numpy as np
 
-from experiments import cli, distributed, meshes, models, plots, runs
+from experiments import cli, distributed, meshes, models, plots, runs, usage
 from experiments.console import TrainingBar, console, table
-from experiments.metrics import MetricsWriter, read
-from experiments.usage import memory_usage
+from experiments.metrics import WATCHING, MetricsWriter, Samples, read
+from experiments.speed import Speed
 from memjax import training
 from memjax.training import processes
 from memjax.transformer import generate
 
 SEVERAL_PROCESSES = True
-MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules")
+MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", *WATCHING)
 
 
 @dataclasses.dataclass
@@ -83,7 +83,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
     )
   if text.padding:
     console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
-  watch = Watch(config, corpus, folder, name)
+  watch = Watch(config, corpus, folder, name, state)
   eval_step = training.make_eval_step(training.language_model_loss(chunk=config.loss_chunk))
 
   def batches(tokens):
@@ -95,11 +95,15 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
     )
 
   def evaluate(state):
-    metrics = training.evaluate(eval_step, state, batches(config.evaluation.tokens), place=place)
+    found = training.evaluate(eval_step, state, batches(config.evaluation.tokens), place=place)
     held_out = map(place, batches(config.evaluation.tokens))
-    return {**metrics, **memory_usage(state.model, held_out)}
+    watch.sample(state)
+    return {**found, **usage.memory_usage(state.model, held_out)}
 
-  with training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+  with (
+    training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+    profiling(config, folder) as around_step,
+  ):
     result = training.fit(
       state,
       make_step(config, optimizer, shardings),
@@ -118,6 +122,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       on_step=watch.step,
       on_evaluation=watch.evaluation,
       on_checkpoint=watch.checkpoint,
+      around_step=around_step,
     )
   watch.close()
   if result.stopped:
@@ -129,13 +134,21 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   return Trained(name, result.state.model, bits, watch.seconds, read(folder / "metrics.csv"))
 
 
+def profiling(config, folder: pathlib.Path):
+  """The trace that `config.profile.steps` asks for, into `profile/NAME` of the work directory."""
+  with cli.one_line():
+    return training.profiling(config.profile.steps, folder.parent / "profile" / folder.name)
+
+
 class Watch:
-  """Shows and records one training: progress bar, CSV, TensorBoard, and seconds spent (evaluations
+  """Shows and records one training: progress bar, metrics, samples, and seconds spent (evaluations
   not counted)."""
 
-  def __init__(self, config, corpus, folder, name: str):
+  def __init__(self, config, corpus, folder, name: str, state):
     self.config, self.corpus, self.folder, self.name = config, corpus, folder, name
     self.tokens = config.batch_size * config.sequence_length
+    model = jax.eval_shape(lambda: meshes.for_few_rows(config, state.model))
+    self.speed = Speed.of(model, state.params, self.tokens, config.sequence_length)
     self.seconds, self.last, self.checkpoint_seconds = 0.0, None, 0.0
 
   def extra(self) -> dict:
@@ -144,9 +157,11 @@ class Watch:
 
   def start(self, step: int, extra: dict) -> None:
     self.seconds = extra.get("seconds", 0.0)
+    first = distributed.first()
     self.writer = (
-      MetricsWriter(self.folder, start=step) if distributed.first() else distributed.Silent()
+      MetricsWriter(self.folder, start=step, config=self.config) if first else distributed.Silent()
     )
+    self.samples = Samples(self.folder, start=step) if first else distributed.Silent()
     self.bar = TrainingBar(self.name, self.config.steps, start=step)
     if step:
       self.bar.line(f"{self.name}: goes on at step {step}")
@@ -158,14 +173,15 @@ class Watch:
     self.last = now
     self.seconds += spent
     bits = runs.bits_per_byte(metrics["nats"], self.corpus, "train")
-    self.bar.step(step, bits, self._rate(spent))
+    speed = self.speed.metrics(spent)
+    self.bar.step(step, bits, self.speed.text(speed))
     self.writer.write(
       step,
       {
         "tokens": step * self.tokens,
         "seconds": self.seconds,
         "train_bits_per_byte": bits,
-        "tokens_per_second": self._rate(spent),
+        **speed,
         "gradient_norm": metrics["grad_norm"],
         "skipped_steps": metrics["skipped"],
       },
@@ -176,16 +192,19 @@ class Watch:
         f"({metrics['skipped']:.0f} so far)"
       )
 
-  def _rate(self, seconds: float) -> float:
-    return self.tokens / seconds if seconds else 0.0
+  def sample(self, state) -> None:
+    """Writes down how the model continues the recipe's prompt."""
+    part = self.config.sample
+    if part.evaluation_tokens:
+      text = continuation(self.config, self.corpus, state.model, part.evaluation_tokens)
+      self.samples.write(int(state.step), part.prompt, text)
 
   def evaluation(self, step: int, metrics: dict, is_best: bool) -> None:
     metrics = dict(metrics)
     bits = runs.bits_per_byte(metrics["nats"], self.corpus)
     metrics = {k: v for k, v in metrics.items() if k not in ("loss", "count", "nats", "seconds")}
-    used = ""
-    if "slots_used" in metrics:
-      used = f", {metrics['slots_used']:.0%} of slots used, KL {metrics['kl_to_uniform']:.2f}"
+    used = usage.summary(metrics)
+    used = f", {used}" if used else ""
     best = "  (best)" if is_best else ""
     self.bar.line(f"{self.name}: step {step}  validation {bits:.3f} bits/byte{used}{best}")
     row = {"tokens": step * self.tokens, "seconds": self.seconds, "validation_bits_per_byte": bits}
@@ -202,7 +221,8 @@ class Watch:
 
 def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> None:
   """Prints and writes the table of models, the picture of their curves, and a sample of text."""
-  sample = sample_text(config, corpus, trained[0].model)  # by all processes
+  model, tokens = trained[0].model, config.sample.tokens
+  sample = config.sample.prompt + continuation(config, corpus, model, tokens)  # by all processes
   if not distributed.first():
     return
   rows = []
@@ -251,14 +271,14 @@ def _evaluations(trained: Trained) -> list[tuple[float, float]]:
   return [(row["seconds"], row["validation_bits_per_byte"]) for row in rows]
 
 
-def sample_text(config, corpus, model) -> str:
-  """A continuation of the recipe's prompt."""
+def continuation(config, corpus, model, tokens: int) -> str:
+  """How a model goes on from the recipe's prompt."""
   prompt = corpus.tokenizer.encode(config.sample.prompt)[None]
   made = generate(
     meshes.for_few_rows(config, model),
     prompt,
-    max_new_tokens=config.sample.tokens,
+    max_new_tokens=tokens,
     temperature=config.sample.temperature,
     key=jax.random.key(config.seed),
   )
-  return config.sample.prompt + corpus.tokenizer.decode(processes.whole(made.tokens)[0])
+  return corpus.tokenizer.decode(processes.whole(made.tokens)[0])

@@ -10,14 +10,15 @@ from flax import nnx
 
 from experiments import cli, distributed, meshes, models, plots, runs
 from experiments.console import console, table
-from experiments.jobs.text import Watch
-from experiments.metrics import read
+from experiments.jobs.text import Watch, profiling
+from experiments.metrics import WATCHING, read
+from experiments.usage import memory_usage
 from memjax import training
 from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.transformer import LanguageModel, Stack
 
 SEVERAL_PROCESSES = True
-MAY_CHANGE = ("evaluation", "checkpoint", "mesh", "rules")
+MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", *WATCHING)
 
 
 @dataclasses.dataclass
@@ -121,14 +122,22 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
     batches = change(corpus.evaluation_batches(**cut, max_tokens=tokens))
     return training.evaluate(eval_step, state, batches, carry=True, place=place)
 
-  watch = Watch(config, corpus, workdir / name, name)
-  with training.Checkpoints(workdir / name / "checkpoints", keep=config.checkpoint.keep) as saved:
+  def evaluate_and_watch(state):
+    watch.sample(state)
+    held_out = map(place, corpus.evaluation_batches(**cut, max_tokens=config.evaluation.tokens))
+    return {**evaluate(state), **memory_usage(state.model, held_out, carry=True)}
+
+  watch = Watch(config, corpus, workdir / name, name, state)
+  with (
+    training.Checkpoints(workdir / name / "checkpoints", keep=config.checkpoint.keep) as saved,
+    profiling(config, workdir / name) as around_step,
+  ):
     result = training.fit(
       state,
       make_step(optimizer, shardings),
       corpus.train_batches(**cut, seed=config.seed),
       steps=config.steps,
-      evaluate=evaluate,
+      evaluate=evaluate_and_watch,
       evaluate_every=config.evaluation.every,
       checkpoints=saved,
       save_every=config.checkpoint.every,
@@ -141,6 +150,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
       on_step=watch.step,
       on_evaluation=watch.evaluation,
       on_checkpoint=watch.checkpoint,
+      around_step=around_step,
     )
   watch.close()
   if result.stopped:

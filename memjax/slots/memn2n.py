@@ -108,7 +108,7 @@ class EndToEndMemoryNetwork(Memory):
 
     def ask(inputs):
       u, window, count, times = inputs
-      return self._answer(u, _take(encoded, window), count, times)  # what it reads comes along
+      return self._reason(u, _take(encoded, window), count, times)
 
     inputs = (asked, window[:, :-1], count[:, :-1], times)
     inputs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), inputs)
@@ -141,7 +141,7 @@ class EndToEndMemoryNetwork(Memory):
     `count [B]` slots are filled, the most recent sentence first.
     """
     times = self._times(count[:, None], context)[:, 0]
-    y, reads = self._answer(self._question(question), encoded, count, times)
+    y, reads = self._reason(self._question(question), encoded, count, times)
     self._measure([p[:, None] for p in reads], count[:, None] > 0)
     return y
 
@@ -152,6 +152,9 @@ class EndToEndMemoryNetwork(Memory):
         measure_slots(read=p[:, :, None], valid=asked)
 
   def _answer(self, u, encoded, count, times):
+    return self._reason(u, encoded, count, times)[0]
+
+  def _reason(self, u, encoded, count, times):
     """Logits, and for whoever measures the attention `[B, N]` of each hop."""
     reads = []
     filled = jnp.arange(self.slots).reshape(1, -1) < count[:, None]

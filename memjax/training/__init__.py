@@ -37,6 +37,7 @@ averaging   average_weights: the mean of two models
 evaluation  make_eval_step, evaluate
 checkpoint  Checkpoints, Restored, CheckpointError; contents tells what one holds, without its model
 export      save_safetensors, load_safetensors: parameters in the common exchange format
+profile     Profile: a profiler trace of some steps, for `fit(around_step=...)`; profiling
 workdir     check_config, ConfigMismatch
 loop        fit, FitResult, TrainingDiverged
 signals     StopOnSignal: SIGTERM saves and ends the run, in all processes at the same step
@@ -66,6 +67,7 @@ from memjax.training.optimizer import (
 )
 from memjax.training.placement import abstract_state, make_state, state_shardings
 from memjax.training.signals import StopOnSignal
+from memjax.training.profile import Profile, profiling
 from memjax.training.step import LossOutput, TrainState, init_train_state, make_train_step
 from memjax.training.watchdog import Watchdog
 from memjax.training.workdir import ConfigMismatch, check_config
@@ -78,6 +80,7 @@ __all__ = [
   "Contents",
   "FitResult",
   "LossOutput",
+  "Profile",
   "Restored",
   "StopOnSignal",
   "TrainState",
@@ -101,6 +104,7 @@ __all__ = [
   "make_state",
   "make_train_step",
   "next_token_loss",
+  "profiling",
   "save_safetensors",
   "state_shardings",
   "table_names",

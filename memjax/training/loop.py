@@ -56,6 +56,7 @@ def fit(
   on_evaluation: Callable | None = None, on_checkpoint: Callable | None = None,
   extra: Callable[[], dict] = dict, place: Callable = jax.device_put,
   stop: StopOnSignal | None = None, watchdog: Watchdog | None = None,
+  around_step: Callable | None = None,
 ) -> FitResult:  # fmt: skip
   """Trains up to step `steps`, from the newest checkpoint if there is one.
 
@@ -84,6 +85,8 @@ def fit(
     place: `batch -> batch` on the device.
     stop: entered by the caller already; None: SIGTERM is watched during the call.
     watchdog: entered by the caller already; it is told of each step, evaluation and save.
+    around_step: `(step, step_fn, state, batch)`, called in place of `step_fn(state, batch)` and
+      returning what that returns; such as a `Profile`.
 
   Raises:
     TrainingDiverged: see `max_bad_steps`.
@@ -104,7 +107,7 @@ def fit(
   run = _Run(
     state, batches, place, steps, evaluate, evaluate_every, best_metric, until, checkpoints,
     save_every, max_bad_steps, on_step or _quiet, on_evaluation or _quiet,
-    on_checkpoint or _quiet, extra, watchdog or Watchdog(0),
+    on_checkpoint or _quiet, extra, watchdog or Watchdog(0), around_step,
   )  # fmt: skip
   with StopOnSignal() if stop is None else contextlib.nullcontext(stop) as stop:
     with run.watchdog.part():
@@ -138,6 +141,7 @@ class _Run:
   on_checkpoint: Callable
   extra: Callable
   watchdog: Watchdog
+  around_step: Callable | None = None
   step: int = 0
   position: Any = None  # in the data, after the batch of `step`; the iterator is one batch ahead
   saved: int = 0
@@ -184,7 +188,10 @@ class _Run:
     while batch is not None and not (stop.agreed() or self.satisfied):
       arrays, self.position = batch
       self.watchdog.begin("step", self.step + 1)
-      self.state, metrics = step_fn(self.state, arrays)
+      if self.around_step is None:
+        self.state, metrics = step_fn(self.state, arrays)
+      else:
+        self.state, metrics = self.around_step(self.step + 1, step_fn, self.state, arrays)
       self.step += 1
       batch = self.fetch()  # this and the report of the step before, while the device computes
       self.report(pending)
