@@ -43,8 +43,8 @@ class MetricsWriter:
     self.rows = [row for row in read(self.path) if row["step"] <= start]
     self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
     self._rewrite()
-    self.events = Events(folder, start)
     self.wandb = start_wandb(config, folder)
+    self.events = Events(folder, start)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds one row; a new name adds a column."""

@@ -66,8 +66,8 @@ from memjax.training.optimizer import (
   warmup_decay,
 )
 from memjax.training.placement import abstract_state, make_state, state_shardings
-from memjax.training.signals import StopOnSignal
 from memjax.training.profile import Profile, profiling
+from memjax.training.signals import StopOnSignal
 from memjax.training.step import LossOutput, TrainState, init_train_state, make_train_step
 from memjax.training.watchdog import Watchdog
 from memjax.training.workdir import ConfigMismatch, check_config
