@@ -70,6 +70,7 @@ def environment() -> dict:
     "platform": platform.platform(),
     "processors": os.cpu_count(),
     "devices": [str(device) for device in jax.devices()],
+    "device_kinds": sorted({device.device_kind for device in jax.devices()}),
     "versions": versions,
   }
 

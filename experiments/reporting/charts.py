@@ -35,7 +35,9 @@ def _short(value: float) -> str:
 def chart(title: str, lines: list[Line], x: str, *, percent: bool = False) -> str:
   """A `<figure>` with the lines over `x`; "" if no line has a point. Values that vary more than
   fifty-fold, all positive, stand on a logarithmic axis."""
-  lines = [Line(line.name, _thin(_finite(line.points))) for line in lines]
+  lines = [Line(line.name, _finite(line.points)) for line in lines]
+  last = [line.points[-1][1] if line.points else 0.0 for line in lines]
+  lines = [Line(line.name, _thin(line.points)) for line in lines]
   shown = [(place, line) for place, line in enumerate(lines) if line.points]
   if not shown:
     return ""
@@ -51,7 +53,7 @@ def chart(title: str, lines: list[Line], x: str, *, percent: bool = False) -> st
     parts.append(_line(line, place % COLOURS, across, up, x, write))
   names = "".join(
     f'<span><i class="c{place % COLOURS}"></i>{html.escape(line.name)} '
-    f"<b>{write(line.points[-1][1])}</b></span>"
+    f"<b>{write(last[place])}</b></span>"
     for place, line in shown
   )
   note = " <small>(log)</small>" if log else ""
@@ -103,13 +105,12 @@ def _finite(points):
 
 
 def _thin(points):
-  """At most `POINTS` points: means of runs of neighbours, and the last one as it is."""
+  """At most `POINTS` points: means of runs of neighbours."""
   if len(points) <= POINTS:
     return points
-  size = math.ceil(len(points) / (POINTS - 1))
+  size = math.ceil(len(points) / POINTS)
   groups = [points[i : i + size] for i in range(0, len(points), size)]
-  means = [tuple(sum(v) / len(group) for v in zip(*group, strict=True)) for group in groups]
-  return [*means[:-1], points[-1]]
+  return [tuple(sum(v) / len(group) for v in zip(*group, strict=True)) for group in groups]
 
 
 def _grid(across: _Axis, up: _Axis, x: str, write) -> str:

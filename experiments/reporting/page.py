@@ -59,7 +59,8 @@ def _visible(c: str) -> str:
 def _head(run: Run, name: str, now: datetime.datetime) -> str:
   job = str(run.config.get("job", "")).rpartition(".")[2]
   devices = run.environment.get("devices") or []
-  parts = [job and f"recipe {job}", f"{len(devices)} x {devices[0]}" if devices else ""]
+  kinds = ", ".join(map(str, run.environment.get("device_kinds") or devices[:1]))
+  parts = [job and f"recipe {job}", f"{len(devices)} x {kinds}" if devices else ""]
   parts += [
     f"started {str(run.environment['time'])[:16].replace('T', ' ')} UTC"
     if "time" in run.environment
@@ -90,14 +91,14 @@ def _summary(run: Run) -> str:
     return ""
   names = _metric_names(models)
   total = run.config.get("steps")
-  columns = ["model", "step", "", "seconds", *(_title(name) for name in names), "tokens/s", "MFU"]
+  columns = ["model", "step", "", "trained", *(_title(name) for name in names), "tokens/s", "MFU"]
   rows = []
   for model in models:
     step, cells = model.step, []
     share = min(1.0, step / total) if isinstance(total, int) and total else None
     cells += [_text(model.name), f"{step:,}" + (f" of {total:,}" if share is not None else "")]
     width = f'<div class="bar"><b style="width:{share:.1%}"></b></div>' if share is not None else ""
-    cells += [width, number((model.column("seconds") or [0])[-1])]
+    cells += [width, _time((model.column("seconds") or [0])[-1])]
     for name in names:
       values = model.column(name)
       cells.append(f"{values[-1]:.4g}" if values else "-")
@@ -109,6 +110,12 @@ def _summary(run: Run) -> str:
   keep = [i for i in range(len(columns)) if i not in empty]
   table = [[row[i] for i in keep] for row in rows]
   return "<h2>Where it stands</h2>" + _table([_text(columns[i]) for i in keep], table)
+
+
+def _time(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def _table(columns: list[str], rows: list[list[str]], kind: str = "") -> str:

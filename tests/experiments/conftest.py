@@ -24,6 +24,7 @@ TINY = {
   "evaluation.final_tokens": 512,
   "checkpoint.every": 4,
   "sample.tokens": 8,
+  "sample.evaluation_tokens": 8,
 }
 
 

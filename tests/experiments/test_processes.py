@@ -25,11 +25,11 @@ NAME = "memory_plus"
 ONE_LAYER = {
   "steps": 4, "model__layers": 1, "model__memory_layers": "(0,)", "evaluation__every": 2,
   "evaluation__tokens": 128, "evaluation__final_tokens": 128, "checkpoint__every": 2,
-  "sample__tokens": 1, "twin__train": False,
+  "sample__tokens": 1, "sample__evaluation_tokens": 1, "twin__train": False,
 }  # fmt: skip
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
-LONGER = {"twin__train": False, "sample__tokens": 2}
+LONGER = {"twin__train": False, "sample__tokens": 2, "sample__evaluation_tokens": 0}
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 

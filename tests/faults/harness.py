@@ -38,6 +38,7 @@ TINY = {
   "evaluation.final_tokens": 256,
   "checkpoint.every": 10,
   "sample.tokens": 4,
+  "sample.evaluation_tokens": 0,
 }
 
 
