@@ -24,24 +24,27 @@ def _parameters(layer: Linear):
 
 def factors(layer: Linear, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
   """Zeros `[B, T, D]`, `[B, T, E]` whose cotangents become the gradients of `layer`'s arrays."""
-  return _factors(*_parameters(layer), batch, length)
+  return _factors(*_parameters(layer), batch, length, layer.sequence_sharding is not None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _factors(kernel, bias, batch, length):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _factors(kernel, bias, batch, length, cut):
   return tuple(jnp.zeros((batch, length, size), jnp.float32) for size in kernel.shape)
 
 
-def _factors_forward(kernel, bias, batch, length):
-  return _factors(kernel, bias, batch, length), (kernel, bias)
+def _factors_forward(kernel, bias, batch, length, cut):
+  return _factors(kernel, bias, batch, length, cut), (kernel, bias)
 
 
-def _factors_backward(batch, length, parameters, cotangents):
+def _factors_backward(batch, length, cut, parameters, cotangents):
   kernel, bias = parameters
-  # Time first, as the loop left them: nothing is copied.
-  x, dy = (jnp.swapaxes(a, 0, 1).reshape(batch * length, -1) for a in cotangents)
-  dbias = None if bias is None else dy.sum(0).astype(bias.dtype)
-  return (x.T @ dy).astype(kernel.dtype), dbias
+  if cut:  # rows of an axis that is cut and not the first would be gathered
+    x, dy = cotangents
+    dkernel, dbias = jnp.einsum("btd,bte->de", x, dy), dy.sum((0, 1))
+  else:  # time first, as the loop left them: nothing is copied
+    x, dy = (jnp.swapaxes(a, 0, 1).reshape(batch * length, -1) for a in cotangents)
+    dkernel, dbias = x.T @ dy, dy.sum(0)
+  return dkernel.astype(kernel.dtype), None if bias is None else dbias.astype(bias.dtype)
 
 
 _factors.defvjp(_factors_forward, _factors_backward)

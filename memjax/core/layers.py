@@ -37,10 +37,9 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.kernel[...].astype(x.dtype)
-    cut = self.sequence_sharding
     # As rows: over several axes the gradient of W costs XLA a transposed copy of that of y. But
-    # rows of batch and time, both cut, would be gathered.
-    y = (x if cut is not None and cut.time else x.reshape(-1, x.shape[-1])) @ kernel
+    # rows of two axes that are cut, or of one that is not the first, would be gathered.
+    y = (x.reshape(-1, x.shape[-1]) if self.sequence_sharding is None else x) @ kernel
     if self.bias is not None:
       y = y + self.bias[...].astype(x.dtype).reshape(*[1] * (y.ndim - 1), -1)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
