@@ -105,6 +105,7 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
     key=jax.random.key(config.seed),
     mesh=meshes.mesh_or_none(config) if devices is None else meshes.mesh_of(config, devices),
     rules=meshes.rules_of(config),
+    offload=config.optimizer.get("offload", False),
   )
 
 

@@ -74,6 +74,7 @@ def get_config() -> config_dict.ConfigDict:
   optimizer.table_clip = config_dict.placeholder(float)  # None: memory values are not clipped
   optimizer.warmup = 0.05  # share of the steps
   optimizer.decay = "cosine"
+  optimizer.offload = False  # moments wait in the host's memory between steps
 
   config.twin = twin = config_dict.ConfigDict()
   twin.train = True  # the dense twin: feed-forward layers only, equal tokens

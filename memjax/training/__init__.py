@@ -58,6 +58,7 @@ from memjax.training.losses import (
   chunked_next_token_loss,
   next_token_loss,
 )
+from memjax.training.offload import host_moments
 from memjax.training.optimizer import (
   TABLES,
   decayed_names,
@@ -96,6 +97,7 @@ __all__ = [
   "decayed_names",
   "evaluate",
   "fit",
+  "host_moments",
   "init_train_state",
   "language_model_loss",
   "load_safetensors",

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from memjax.core import sharding as core
 from memjax.core.module import variable_axes
 from memjax.core.sharding import DEFAULT_RULES, Rules
+from memjax.training.offload import host_moments
 from memjax.training.step import Optimizer, TrainState, init_train_state
 
 
@@ -58,6 +59,7 @@ def make_state(
   make_model: Callable[[], Any], make_optimizer: Callable[[Any], Optimizer], *, key: jax.Array,
   mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES,
   memory: Callable[[Any], Any] | None = None, freeze: Callable[[str], bool] | None = None,
+  offload: bool = False,
 ) -> tuple[TrainState, Optimizer, TrainState | None]:  # fmt: skip
   """The state before the first step, drawn in pieces: no array is whole on a device or a host.
 
@@ -69,9 +71,11 @@ def make_state(
     memory: `model -> memory state`, such as `lambda model: model.init_state(B)`, if the loss
       carries one over batches.
     freeze: names kept out of training, as given to `make_optimizer`.
+    offload: the optimiser's moments wait in the host's memory (`host_moments`).
 
   Returns:
-    The state, the optimiser, and the state's shardings for `make_train_step` (None without a mesh).
+    The state, the optimiser, and the state's shardings for `make_train_step` (None without a mesh
+    or offload).
 
   Raises:
     ValueError: an axis does not divide.
@@ -81,9 +85,14 @@ def make_state(
     optimizer = make_optimizer(model)
     first = None if memory is None else memory(model)
     state = init_train_state(model, optimizer, key=key, memory=first, freeze=freeze, copy=False)
-    return state, optimizer, None
+    if not offload:
+      return state, optimizer, None
+    shardings = host_moments(state)
+    return jax.device_put(state, shardings), optimizer, shardings
   draw, optimizer = _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze)
-  shardings = state_shardings(jax.eval_shape(draw), mesh, rules)
+  abstract = jax.eval_shape(draw)
+  shardings = state_shardings(abstract, mesh, rules)
+  shardings = host_moments(abstract, shardings) if offload else shardings
   return jax.jit(draw, out_shardings=shardings)(), optimizer, shardings
 
 
@@ -91,14 +100,16 @@ def abstract_state(
   make_model: Callable[[], Any], make_optimizer: Callable[[Any], Optimizer], *, key: jax.Array,
   mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES,
   memory: Callable[[Any], Any] | None = None, freeze: Callable[[str], bool] | None = None,
+  offload: bool = False,
 ) -> tuple[TrainState, Optimizer, TrainState | None]:  # fmt: skip
   """As `make_state`, with a `jax.ShapeDtypeStruct` (on a mesh, with its sharding) for each array:
   nothing is drawn. A template to restore into, and what a plan compiles for."""
   draw, optimizer = _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze)
   state = jax.eval_shape(draw)
-  if mesh is None:
+  if mesh is None and not offload:
     return state, optimizer, None
-  shardings = state_shardings(state, mesh, rules)
+  shardings = None if mesh is None else state_shardings(state, mesh, rules)
+  shardings = host_moments(state, shardings) if offload else shardings
   placed = jax.tree.map(
     lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state, shardings
   )

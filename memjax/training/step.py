@@ -13,6 +13,7 @@ from memjax.core.module import Rest, join, split
 from memjax.core.state import map_rows
 from memjax.parametric.batch_norm import apply_batch_stats
 from memjax.parametric.tucker_keys import refresh_singular_vectors
+from memjax.training.offload import on_device
 from memjax.training.tables import Touches, WithTables, value_and_grad
 
 
@@ -119,7 +120,8 @@ def make_train_step(
       the whole batch, in less memory. It divides the rows of the batch and of the memory state.
     momentum: share of the new batch in the running batch statistics.
     shardings: of the state, from `core.sharding.shardings_of(state)`: all of it then stays where it
-      is. None leaves this to the compiler, which on a mesh may move arrays, once.
+      is; optimiser arrays in the host's memory (`host_moments`) are on the device during a step
+      only. None leaves this to the compiler, which on a mesh may move arrays, once.
 
   Metrics (device scalars): `loss` (total / count), `count`, `grad_norm`, `finite`, `skipped`,
   `streak`, and the loss function's own.
@@ -132,6 +134,7 @@ def make_train_step(
     grads, out = _accumulate(loss_fn, names, state, batch, key, accumulate)
     loss = out.total / jnp.maximum(out.count, 1)
     sound = jnp.isfinite(loss) & ~_any_nan((out.memory, out.batch_stats))
+    state = dataclasses.replace(state, opt_state=on_device(state.opt_state, shardings))
     params, opt_state, norm, finite = _update(optimizer, grads, state, sound)
     rest = apply_batch_stats(state.rest, out.batch_stats, momentum=momentum)
     new = refresh_singular_vectors(params, rest), out.memory
@@ -202,9 +205,12 @@ def _accumulate(loss_fn: LossFn, names, state: TrainState, batch, key, parts: in
 
   cut = lambda a: _cut_rows(a, 0, parts)  # noqa: E731
   memories = map_rows(lambda axis, a: _cut_rows(a, axis, parts), state.memory)
-  zeros = {name: jnp.zeros_like(a) for name, a in state.params.items() if name not in names}
+  wide = {name: jnp.promote_types(a.dtype, jnp.float32) for name, a in state.params.items()}
+  zeros = {n: jnp.zeros(a.shape, wide[n]) for n, a in state.params.items() if n not in names}
   inputs = memories, jax.tree.map(cut, batch), jnp.arange(parts)
   grads, (touches, outs) = jax.lax.scan(body, zeros, inputs)
+  # Sums of many parts in bfloat16 would lose the small ones.
+  dtypes = {name: state.params[name].dtype for name in grads}
   grads |= {name: touched.unstacked() for name, touched in touches.items()}
   memory = map_rows(lambda axis, _, a: _join_rows(a, axis), state.memory, outs.memory)
   weights = outs.count / jnp.maximum(jnp.sum(outs.count), 1)
@@ -216,7 +222,8 @@ def _accumulate(loss_fn: LossFn, names, state: TrainState, batch, key, parts: in
     jax.tree.map(mean, outs.metrics),
     outs.batch_stats,
   )
-  return _divide(grads, out.count), out
+  grads = _divide(grads, out.count)
+  return grads | {name: grads[name].astype(dtype) for name, dtype in dtypes.items()}, out
 
 
 def _divide(grads, count):
