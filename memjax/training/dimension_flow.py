@@ -7,7 +7,7 @@ a variable that has nothing of it.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.extend.core import Literal
@@ -80,7 +80,7 @@ def _spread(eqn, same: list) -> set:
   return set()
 
 
-def _refuse(eqn, why: str):
+def _refuse(eqn, why: str) -> NoReturn:
   raise Mixed(f"{eqn.primitive.name} {why}: {str(eqn)[:200]}")
 
 
@@ -141,7 +141,6 @@ def _reshape(eqn, ins: list, same: list) -> list:
     if size == source.shape[axis] and math.prod(shape[:j]) == before:
       return [j]
   _refuse(eqn, "joins the dimension with others, or cuts it")
-  raise AssertionError
 
 
 def _whole(eqn, ins: list, same: list) -> list:
