@@ -140,9 +140,15 @@ def _join() -> None:
     fail(str(error), watchdog.STATUS)
 
 
+def _is_news(record) -> bool:
+  """Not the traceback of a save that failed, which Orbax prints and `CheckpointError` says."""
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _run(start: Callable) -> None:
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
+  logging.get_absl_handler().addFilter(_is_news)
 
   def parse(argv):
     try:
