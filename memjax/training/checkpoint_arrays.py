@@ -29,9 +29,11 @@ def to_host(tree) -> dict[str, Any]:
 
 def expected(template) -> dict[str, jax.ShapeDtypeStruct]:
   """Names, shapes and dtypes of what `to_host` makes of a tree like the template, with the sharding
-  of what is to lie on a mesh."""
+  of what is to lie in pieces on a mesh."""
   arrays = jax.eval_shape(flatten, _bare(template))
-  places = flatten(jax.tree.map(lambda leaf: _Where(_bound(leaf)), template))
+  places = flatten(
+    jax.tree.map(lambda leaf: _Where(_bound(leaf) if is_cut(_bound(leaf)) else None), template)
+  )
   return {
     name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=places[name].sharding)
     for name, a in arrays.items()
@@ -45,7 +47,7 @@ class _Where:
   sharding: Any
 
   def __getitem__(self, index):
-    if index is ... or not is_cut(self.sharding):
+    if index is ... or self.sharding is None:
       return self
     return _Where(NamedSharding(self.sharding.mesh, PartitionSpec(*self.sharding.spec[1:])))
 
