@@ -106,8 +106,8 @@ def _search(f, args, budget: int, candidates, of) -> Chunked:
     for in_axes, out_axes, length in rest:
       size = -(-length // pieces)
       own = f if size == length else chunk(f, in_axes=in_axes, out_axes=out_axes, size=size)
-      compiled = jax.jit(of(own)).lower(*args).compile()
-      used = compiled.memory_analysis().temp_size_in_bytes
+      planned: Any = jax.jit(of(own)).lower(*args).compile().memory_analysis()
+      used = planned.temp_size_in_bytes
       least = used if least is None else min(least, used)
       if used <= budget:
         return Chunked(own, in_axes, out_axes, size, used)
