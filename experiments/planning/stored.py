@@ -48,7 +48,13 @@ class Stored:
     return " ".join(words + [f"--config.{name}={value}" for name, value in self.changes])
 
 
-STORED: tuple[Stored, ...] = ()
+STORED: tuple[Stored, ...] = (
+  Stored("memory_plus_1b_v5e_256", "pod_memory_plus_1b"),
+  Stored("memory_plus_8b_v5p_512", "pod_memory_plus_8b"),
+  Stored("memory_plus_8b_v6e_256", "pod_memory_plus_8b", "v6e:16x16"),
+  Stored("rmt_1m", "pod_rmt_1m"),
+  Stored("long_7b", "pod_long_7b"),
+)
 
 
 def make(one: Stored) -> tuple[plans.Plan, str]:
