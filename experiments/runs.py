@@ -84,12 +84,13 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
 
   Args:
     abstract: draw nothing: a template of the state, for a checkpoint.
+    devices: a mesh of these instead of those that are there.
 
   Raises:
     ValueError: the model cannot be built, or cannot lie on the recipe's mesh; with the reason.
-    devices: a mesh of these instead of those that are there.
   """
-  mesh, rules = meshes.mesh_or_none(config), meshes.rules_of(config)
+  mesh = meshes.mesh_or_none(config) if devices is None else meshes.mesh_of(config, devices)
+  rules = meshes.rules_of(config)
 
   def make_model():
     return models.build(config.model, vocab, memory=memory, seed=config.seed)
@@ -103,7 +104,7 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
     make_model,
     lambda model: make_optimizer(config, model, rate),
     key=jax.random.key(config.seed),
-    mesh=meshes.mesh_or_none(config) if devices is None else meshes.mesh_of(config, devices),
+    mesh=mesh,
     rules=meshes.rules_of(config),
     offload=config.optimizer.get("offload", False),
   )

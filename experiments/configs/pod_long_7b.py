@@ -1,5 +1,5 @@
-"""7 billion parameters on sequences of a million tokens, on 8 v5p chips: time is cut over the chips,
-attention goes around a ring, layers keep their inputs only.
+"""7 billion parameters on sequences of a million tokens, on 8 v5p chips: time is cut over the
+chips, attention goes around a ring, layers keep their inputs only.
 
     python -m experiments.plan --config=experiments/configs/pod_long_7b.py
 
@@ -16,6 +16,7 @@ def get_config() -> config_dict.ConfigDict:
   config.steps = 10_000
   config.batch_size = 1
   config.sequence_length = 2**20
+  config.loss_chunk = 8192
   config.data.source = "text"
 
   model = config.model

@@ -17,6 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   config.steps = 500_000
   config.batch_size = 256
   config.sequence_length = 2048
+  config.loss_chunk = 1024
   config.data.source = "text"
 
   model = config.model

@@ -2,7 +2,8 @@
 of 5632^2 rows of 4096, read by three layers: the size of the published largest.
 
     python -m experiments.plan --config=experiments/configs/pod_memory_plus_8b.py
-    python -m experiments.plan --config=experiments/configs/pod_memory_plus_8b.py --topology=v6e:16x16
+    python -m experiments.plan --config=experiments/configs/pod_memory_plus_8b.py \\
+        --topology=v6e:16x16
 
 v5p:4x8x8 is Google's v5p-512: 256 chips, 512 cores. The plans are in docs/plans.
 """

@@ -17,6 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   config.steps = 10_000
   config.batch_size = 16
   config.sequence_length = 2**20
+  config.loss_chunk = 4096
   config.data.source = "text"
 
   model = config.model

@@ -24,6 +24,7 @@ def get_config() -> config_dict.ConfigDict:
   config.seed = 0
   config.steps = 300
   config.batch_size = 16  # streams of text, each with a state of its own
+  config.loss_chunk = config_dict.placeholder(int)  # tokens of a row whose logits are there at once
   config.sequence_length = 256  # back-propagation spans as many segments as this holds
 
   config.data = data = config_dict.ConfigDict()

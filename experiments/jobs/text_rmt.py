@@ -87,9 +87,9 @@ def set_up(config, vocab: int, memory: int, mesh, make=training.make_state):
   )
 
 
-def make_step(optimizer, shardings):
+def make_step(config, optimizer, shardings):
   """The training step, jitted."""
-  loss_fn = training.language_model_loss(carry=True)
+  loss_fn = training.language_model_loss(carry=True, chunk=config.get("loss_chunk"))
   return training.make_train_step(loss_fn, optimizer, shardings=shardings)
 
 
@@ -98,7 +98,7 @@ def planned(config, vocab: int, devices):
   there."""
   mesh, memory = meshes.mesh_of(config, devices), config.model.memory[-1]
   state, optimizer, shardings = set_up(config, vocab, memory, mesh, training.abstract_state)
-  return make_step(optimizer, shardings), state
+  return make_step(config, optimizer, shardings), state
 
 
 def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
@@ -134,7 +134,7 @@ def train(config, corpus, workdir, memory: int, stop) -> Trained | None:
   ):
     result = training.fit(
       state,
-      make_step(optimizer, shardings),
+      make_step(config, optimizer, shardings),
       corpus.train_batches(**cut, seed=config.seed),
       steps=config.steps,
       evaluate=evaluate_and_watch,
