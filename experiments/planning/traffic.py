@@ -89,7 +89,7 @@ def _moved(program: Program, computation: str, one: Instruction) -> Iterator[tup
     for operand in operands:
       yield from _spaced(operand)
     return
-  yield from _fusion(inner, one, operands)
+  yield from _fusion(program, inner, one, operands)
 
 
 def _body(program: Program, one: Instruction) -> dict[str, Instruction] | None:
@@ -97,7 +97,9 @@ def _body(program: Program, one: Instruction) -> dict[str, Instruction] | None:
   return program.computations[called[0]] if called else None
 
 
-def _fusion(inner, one: Instruction, operands: list[Instruction]) -> Iterator[tuple[int, float]]:
+def _fusion(
+  program: Program, inner, one: Instruction, operands: list[Instruction]
+) -> Iterator[tuple[int, float]]:
   parameters = {int(i.arguments): i for i in inner.values() if i.opcode == "parameter"}
   updated: set[str] = set()
   root = next(i for i in inner.values() if i.root)
@@ -115,26 +117,39 @@ def _fusion(inner, one: Instruction, operands: list[Instruction]) -> Iterator[tu
     parameter = parameters.get(place)
     if parameter is None or parameter.name in updated:
       continue
-    pieces = _read_in_pieces(inner, parameter)
+    pieces = _read_in_pieces(program, inner, parameter)
     if pieces is None:
       yield from _spaced(operand)
     else:
       yield _spaces(operand.type)[0][0] if _spaces(operand.type) else 0, pieces
 
 
-def _read_in_pieces(inner, parameter: Instruction) -> float | None:
-  """Bytes of the slices of a parameter, where nothing else of it is read."""
+def _read_in_pieces(program: Program, inner, parameter: Instruction) -> float | None:
+  """Bytes of the slices of a parameter, also in fusions inside, where nothing else is read."""
   names, total, found = {parameter.name}, 0.0, False
   for one in inner.values():
     if not names & set(one.operands):
       continue
     if one.opcode in _SAME:
       names.add(one.name)
-    elif one.opcode in _PIECES and one.operands[0] in names:
-      total, found = total + one.bytes, True
-    else:
+      continue
+    pieces: float | None = None
+    if one.opcode in _PIECES and one.operands[0] in names:
+      pieces = one.bytes
+    elif one.opcode == "fusion":
+      pieces = _inside(program, one, names)
+    if pieces is None:
       return None
+    total, found = total + pieces, True
   return total if found else None
+
+
+def _inside(program: Program, one: Instruction, names: set[str]) -> float | None:
+  inner = _body(program, one) or {}
+  parameters = {int(i.arguments): i for i in inner.values() if i.opcode == "parameter"}
+  places = [place for place, name in enumerate(one.operands) if name in names]
+  read = [_read_in_pieces(program, inner, parameters[place]) for place in places]
+  return None if None in read else sum(filter(None, read))
 
 
 def _through(inner, one: Instruction) -> Instruction:

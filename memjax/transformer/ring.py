@@ -150,7 +150,12 @@ def _around(rule, length, pair, mine, flags, sums, keys, key_sums):
     mine: of the queries, `[m, ...]` each.   flags: marks of queries and, as first ones, keys.
     sums, key_sums: what `pair` returns anew; `key_sums` go around with the keys, and come home.
   """
-  cut, piece = rule.cut, rule.cut.piece()
+  cut = rule.cut
+  # Tied to the queries: in a scan over layers JAX would take what depends on no layer, such as the
+  # masks of all pairs of blocks, out of the scan, and keep all of it at once for the backward pass.
+  piece, mine, flags, sums, key_sums = jax.lax.optimization_barrier(
+    (cut.piece(), mine, flags, sums, key_sums)
+  )
   at = places(rule, piece, length, padding=-1)
 
   def meet(hop, sums, keys, key_sums):
