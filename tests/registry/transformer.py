@@ -8,7 +8,7 @@ from flax import nnx
 
 from memjax.core import Context, Memory
 from memjax.testing import Task
-from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack
+from memjax.transformer import Attention, Chunked, FeedForward, LanguageModel, Rotary, Stack
 from memjax.transformer.rope_scaling import YaRN
 from tests.registry import Row
 
@@ -64,6 +64,11 @@ ROWS: list[Row] = [
     dim=4,
     extras=_spans,
     exempt={"split:decoding": "a span sees all of its own tokens, so it stands in one call"},
+  ),
+  Row(
+    "chunked",
+    lambda rngs: Chunked(4, memory=_stack, size=3, rngs=rngs),
+    dim=4,
   ),
   # As many layers as rows: an axis taken by position would mix them.
   Row(
