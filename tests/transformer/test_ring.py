@@ -1,6 +1,7 @@
 """Attention over tokens that are cut along time: against explicit sums, and through the layer."""
 
 import functools
+import math
 import re
 
 import jax
@@ -233,3 +234,20 @@ def test_blocks_around_a_cut_segment(context):
   np.testing.assert_array_equal(y, x)
   np.testing.assert_array_equal(end, after)
   np.testing.assert_allclose(dz, np.concatenate([np.zeros_like(before), x, after], axis=1))
+
+
+def test_pairs_of_blocks_are_not_kept_over_a_scan_of_layers():
+  """Masks depend on no layer: out of the scan, those of all pairs of blocks would stand at once."""
+  cut, length, block = layout(4), 128, 8
+  x = jnp.zeros((1, length, 1, K))
+
+  def loss(scales):
+    @jax.checkpoint
+    def layer(x, scale):
+      return x + ring_attend(cut, x * scale, x, x, block=block), None
+
+    return jnp.sum(jax.lax.scan(layer, x, scales)[0])
+
+  text = jax.jit(jax.grad(loss)).lower(jnp.ones(3)).compile().as_text()
+  held = {math.prod(size) for _, size in arrays(text) if size[-2:] == (block, block)}
+  assert held and max(held) == block * block, held
