@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -236,3 +237,36 @@ def test_a_mesh_that_the_model_cannot_lie_on_is_refused_with_the_reason():
   config.batch_size = 6
   with pytest.raises(ValueError, match="batch=6 is not divisible by data=8"):
     runs.set_up(config, 256, "none")
+
+
+ROWS = """
+import sys
+import jax
+import numpy as np
+from ml_collections import config_dict
+from experiments import distributed, meshes
+from absl import flags
+
+distributed.define_flags()
+flags.FLAGS(sys.argv)
+distributed.start()
+whole = np.arange(64).reshape(8, 8)
+for sizes in ({}, {"data": 2, "context": 2}, {"data": 1, "context": 4}, {"data": 1, "model": 4}):
+  config = config_dict.ConfigDict()
+  meshes.add_fields(config)
+  config.mesh.update(sizes)
+  share = meshes.share(config)
+  own = np.split(whole, share["shard_count"])[share["shard_index"]]
+  placed = meshes.placing(config)({"x": own})["x"]
+  assert placed.shape == whole.shape
+  for piece in placed.addressable_shards:
+    np.testing.assert_array_equal(piece.data, whole[piece.index])
+  print(share["shard_index"], share["shard_count"])
+"""
+
+
+@pytest.mark.slow
+def test_every_device_gets_its_piece_of_what_its_process_reads():
+  said = finish(start([sys.executable, "-c", ROWS], JAX_NUM_CPU_DEVICES="2"))
+  found = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in said]
+  assert found == [["0 2", "0 2", "0 1", "0 1"], ["1 2", "1 2", "0 1", "0 1"]]
