@@ -6,7 +6,7 @@ import html
 import json
 import statistics
 
-from experiments.reporting.charts import Line, chart, number
+from experiments.reporting.charts import Line, chart
 from experiments.reporting.collect import Model, Run
 from experiments.reporting.markdown import markdown
 from experiments.reporting.style import CSS

@@ -128,6 +128,23 @@ def fold(x: jax.Array, segment: int, sharding: SequenceSharding | None) -> jax.A
   return _at(x.reshape(x.shape[0], count, segment, *x.shape[4:]), sharding, 2)
 
 
+def arrange(tree, segment: int, sharding: SequenceSharding | None):
+  """Arrays `[B, T]` as they come, in the order of `token_order`: for ids and flags, which are small
+  enough to be on every device that has their rows for a moment."""
+  if sharding is None or not sharding.time:
+    return tree
+  pieces = sharding.pieces
+
+  def move(a):
+    if a.shape[1] % segment or segment % pieces:  # which the model refuses
+      return a
+    a = constrain(a, sharding, whole=True)
+    parts = a.reshape(a.shape[0], -1, pieces, segment // pieces).swapaxes(1, 2)
+    return constrain(parts.reshape(a.shape), sharding)
+
+  return jax.tree.map(move, tree)
+
+
 def unfold(x: jax.Array, sharding: SequenceSharding | None) -> jax.Array:
   """The reverse of `fold`."""
   batch, count, segment, *rest = x.shape

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from memjax.core import Context, channel, checks, detach, replace, submodules
+from memjax.core import sequence_sharding as sequence
 from memjax.training.losses import chunked_next_token_loss, next_token_loss
 from memjax.training.step import LossFn, LossOutput
 
@@ -15,7 +16,8 @@ def language_model_loss(*, carry: bool = False, chunk: int | None = None) -> Los
   `context.tokens["positions"]`. `total` is the cross-entropy in nats plus, for every token, each
   auxiliary loss: what the model emits under a name that ends in "loss", summed over layers and
   segments. `metrics["nats"]` is the cross-entropy alone. With a key there is dropout, batch norms
-  use the batch, and their statistics come back; without one nothing of it.
+  use the batch, and their statistics come back; without one nothing of it. Where time is cut over
+  devices and the model works in segments, the batch is put in the order that this asks for.
 
   Args:
     carry: the memory state goes on from batch to batch, without gradient (`detach`); otherwise
@@ -30,6 +32,9 @@ def language_model_loss(*, carry: bool = False, chunk: int | None = None) -> Los
     training = key is not None
     if training and _has_batch_norm(model):
       model = replace(model, use_batch=True)
+    cut = getattr(model, "sequence_sharding", None)
+    if cut is not None and model.granularity > 1:
+      batch = sequence.arrange(batch, model.granularity, cut)
     ids, reset, valid = batch["inputs"], batch.get("reset"), batch.get("valid")
     state = detach(memory) if carry else model.init_state(ids.shape[0])
     tokens = {"positions": batch["positions"]} if "positions" in batch else {}
@@ -40,7 +45,9 @@ def language_model_loss(*, carry: bool = False, chunk: int | None = None) -> Los
     if chunk is None:
       nats, count = next_token_loss(out, batch["targets"], valid)
     else:
-      nats, count = chunked_next_token_loss(model.logits, out, batch["targets"], valid, chunk=chunk)
+      nats, count = chunked_next_token_loss(
+        model.logits, out, batch["targets"], valid, chunk=chunk, sharding=cut
+      )
     losses = [
       jnp.sum(value) for name, value in frame.emitted.items() if _plain(name).endswith("loss")
     ]

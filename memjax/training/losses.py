@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from memjax.core import checks
 from memjax.core import chunk as in_chunks
+from memjax.core import sequence_sharding as sequence
+from memjax.core.sequence_sharding import SequenceSharding
 
 
 def next_token_loss(
@@ -37,7 +39,7 @@ def next_token_loss(
 
 def chunked_next_token_loss(
   logits: Callable[[jax.Array], jax.Array], h: jax.Array, targets: jax.Array,
-  valid: jax.Array | None = None, *, chunk: int,
+  valid: jax.Array | None = None, *, chunk: int, sharding: SequenceSharding | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """`next_token_loss(logits(h), targets, valid)` without the logits of all tokens.
 
@@ -48,12 +50,28 @@ def chunked_next_token_loss(
     logits: `[B, t, D] -> [B, t, V]`, a token at a time: a model's `logits`.
     h: `[B, T, D]` float.   targets, valid: as for `next_token_loss`.
     chunk: tokens of a row at a time.
+    sharding: how tokens lie on a mesh; where time is cut, a chunk has as many of each piece.
   """
   checks.positive(chunk=chunk)
   _check(h, targets, valid, "h")
+  if sharding is not None and sharding.time:
+    length = h.shape[1]
+    chunk = min(chunk, length)
+    if length % chunk:
+      raise ValueError(
+        f"chunk={chunk} does not divide T={length}, whose tokens are cut over devices"
+      )
+    sharding.divide(chunk=(chunk, sharding.time))
+    h, targets, valid = (
+      jax.tree.map(lambda a: sequence.fold(a, chunk, sharding), a) for a in (h, targets, valid)
+    )
+    inner, size = logits, 1
+    logits = lambda h: inner(h[:, 0])[:, None]  # noqa: E731
+  else:
+    size = chunk
   axes = (1, 1, None if valid is None else 1)
   each = in_chunks(
-    lambda h, targets, valid: _each(logits(h), targets, valid), in_axes=axes, out_axes=1, size=chunk
+    lambda h, targets, valid: _each(logits(h), targets, valid), in_axes=axes, out_axes=1, size=size
   )
   nats = each(h, targets, valid)
   count = jnp.float32(nats.size) if valid is None else jnp.sum(valid, dtype=jnp.float32)

@@ -17,7 +17,7 @@ from memjax.core.sharding import (
   check_layout,
   init,
   make_mesh,
-  token_order,
+  sequence_sharding,
   with_layout,
 )
 from memjax.parametric import MemoryPlus
@@ -25,6 +25,7 @@ from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.slots import NeuralTuringMachine
 from memjax.testing.collectives import collectives
 from memjax.training import init_train_state, language_model_loss, make_train_step
+from memjax.training.losses import chunked_next_token_loss
 from memjax.training.placement import state_shardings
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 
@@ -81,14 +82,13 @@ def on(name):
   )
 
 
-def batches(order=None):
-  """One for each step; the order of tokens changes nothing but where they lie."""
+def batches():
+  """One for each step."""
   numbers = np.random.default_rng(0)
   for _ in range(STEPS):
     ids = numbers.integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
     valid = numbers.random((BATCH, LENGTH)) < 0.9
-    batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:], "valid": valid}
-    yield batch if order is None else {name: a[:, order] for name, a in batch.items()}
+    yield {"inputs": ids[:, :-1], "targets": ids[:, 1:], "valid": valid}
 
 
 def start(model):
@@ -98,9 +98,9 @@ def start(model):
   return state, optimizer
 
 
-def train(state, step, place, order=None):
+def train(state, step, place):
   losses = []
-  for batch in batches(order):
+  for batch in batches():
     state, metrics = step(state, place(batch))
     losses.append(metrics["loss"])
   return jax.device_get((losses, state.params))
@@ -121,8 +121,7 @@ def on_mesh(make, name):
   where = state_shardings(state, mesh, rules)
   state = jax.device_put(state, where)
   step = make_train_step(language_model_loss(), optimizer, shardings=where)
-  order = token_order(model, mesh, rules, length=LENGTH)
-  return state, step, functools.partial(jax.device_put, device=batch_sharding(mesh, rules)), order
+  return state, step, functools.partial(jax.device_put, device=batch_sharding(mesh, rules))
 
 
 DEFAULT = ("fsdp-tensor", "context")
@@ -133,8 +132,8 @@ DEFAULT = ("fsdp-tensor", "context")
 )
 def test_a_layout_trains_as_one_device(name):
   ntm = not name.startswith("context") or name == "context-gather"
-  state, step, place, order = on_mesh(functools.partial(everything, ntm), name)
-  losses, params = train(state, step, place, order)
+  state, step, place = on_mesh(functools.partial(everything, ntm), name)
+  losses, params = train(state, step, place)
   want_losses, want = on_one_device(ntm)
   np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
   for key, a in params.items():
@@ -148,7 +147,7 @@ def test_a_layout_trains_as_one_device(name):
 def compiled(name):
   """A step of attention and feed-forward, the bytes of its parameters, and its exchanges:
   `{(kind, axes): (how many, bytes held after them)}`."""
-  state, step, place, _ = on_mesh(plain, name)
+  state, step, place = on_mesh(plain, name)
   batch = next(batches())
   batch.pop("valid")
   program = step.lower(state, place(batch)).compile()
@@ -220,6 +219,32 @@ def test_context_parallel_passes_keys_around_and_gathers_nothing():
     ("all-reduce", ("context",)): (1, weights(state) + 4),
     ("collective-permute", None): (2 * dealt + around, moved),  # dealt in halves
   }
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_a_loss_in_chunks_takes_some_of_each_piece(chunk):
+  mesh = make_mesh({"data": 2, "context": 4})
+  numbers = np.random.default_rng(0)
+  h, head = numbers.standard_normal((4, LENGTH, 8)), numbers.standard_normal((8, VOCAB))
+  targets = numbers.integers(0, VOCAB, (4, LENGTH))
+  valid = numbers.random((4, LENGTH)) < 0.8
+  args = h.astype(np.float32), head.astype(np.float32), targets.astype(np.int32), valid
+
+  def gradients(sharding):
+    def loss(h, head, targets, valid):
+      logits = lambda h: h @ head  # noqa: E731
+      return chunked_next_token_loss(logits, h, targets, valid, chunk=chunk, sharding=sharding)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+  rows = batch_sharding(mesh)
+  placed = (a if a is args[1] else jax.device_put(a, rows) for a in args)
+  program = gradients(sequence_sharding(mesh)).lower(*(placed := tuple(placed))).compile()
+  for got, want in zip(
+    jax.tree.leaves(program(*placed)), jax.tree.leaves(gradients(None)(*args)), strict=True
+  ):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  assert {one.kind for one in collectives(program.as_text())} == {"all-reduce"}
 
 
 # ---- what is refused

@@ -9,10 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from memjax.core import Context, Stateless, replace
-from memjax.core.sequence_sharding import SequenceSharding, cummax, cumsum, frame, unframe
+from memjax.core.sequence_sharding import (
+  SequenceSharding,
+  arrange,
+  cummax,
+  cumsum,
+  fold,
+  frame,
+  unfold,
+  unframe,
+)
 from memjax.core.sharding import make_mesh, with_layout
+from memjax.testing.collectives import collectives
 from memjax.testing.hlo import arrays
 from memjax.transformer import Attention
 from memjax.transformer.ring import Marks, ring_attend
@@ -211,6 +222,20 @@ def test_sums_and_largest_run_across_devices():
   cut = layout(context=4, data=2)
   np.testing.assert_array_equal(cumsum(x, cut), np.cumsum(x, axis=-1))
   np.testing.assert_array_equal(cummax(x, cut), np.maximum.accumulate(x, axis=-1))
+
+
+def test_segments_are_folded_where_their_tokens_lie():
+  """`arrange` and `token_order` agree; the fold of what they give moves nothing."""
+  cut, segment = layout(context=4), 8
+  x = np.arange(B * T, dtype=np.int32).reshape(B, T)
+  order = cut.token_order(T, segment)
+  np.testing.assert_array_equal(jax.jit(lambda x: arrange(x, segment, cut))(x), x[:, order])
+  there = jax.device_put(x[:, order], NamedSharding(cut.mesh, cut.spec()))
+  run = jax.jit(lambda x: fold(x, segment, cut)).lower(there).compile()
+  assert not collectives(run.as_text())
+  np.testing.assert_array_equal(run(there), x.reshape(B, -1, segment))
+  back = jax.jit(lambda x: unfold(fold(x, segment, cut), cut))(there)
+  np.testing.assert_array_equal(back, there)
 
 
 @pytest.mark.parametrize("context", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
