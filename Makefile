@@ -24,12 +24,13 @@ NEWEST_SHORT := tests/core tests/pallas_kernels/test_embedding_bag.py \
   tests/pallas_kernels/test_product_key_topk.py tests/testing/test_laws.py \
   -k '(not test_laws.py or stack or language-model or ntm-lstm or product-keys-rms) and not one_seed'
 
-.PHONY: help train test test-slow lint format test-newest test-newest-short docs clean
+.PHONY: help train test test-slow plans lint format test-newest test-newest-short docs clean
 help:
 	@echo 'make train              train the default model into runs/text; more flags: ARGS="--config.steps=100"'
 	@echo '                        on an accelerator: EXTRAS=cuda13 or EXTRAS=tpu'
 	@echo 'make test               all tests but the slow ones; one of them: ARGS="tests/core -k select"'
 	@echo 'make test-slow          the slow tests'
+	@echo 'make plans              docs/plans, what pods need and take, compiled anew'
 	@echo 'make lint | format      ruff and pyright | ruff mends what it can'
 	@echo 'make test-newest        laws and ops on the newest Python and jax here (-short: a part of them)'
 	@echo 'make docs | clean       the documentation as a site | remove environments and caches'
@@ -42,6 +43,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+plans: $(VENV)/.test
+	$(TEST_ENV) $(VENV)/bin/python -m experiments.plan --all $(ARGS)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check

@@ -1,4 +1,4 @@
-"""1.3 billion dense parameters and a Memory+ pool of 64 million rows of 2048, read by three layers
+"""The 1.3 billion dense model and a Memory+ pool of 64 million rows of 2048, read by three layers
 (the largest of arXiv 2412.09764), on 256 v5e chips.
 
     python -m experiments.plan --config=experiments/configs/pod_memory_plus_1b.py

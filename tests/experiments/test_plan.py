@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from experiments import flops
 from experiments.chips import CHIPS
 from experiments.configs import text
-from experiments.planning import plans, render, roofline, topologies
+from experiments.planning import compiled, plans, render, roofline, steps, stored, topologies
 from memjax.testing.collectives import Collective
 from tests.experiments.conftest import ROOT, TINY
 from tests.pallas_kernels.aot import requires_libtpu
@@ -189,3 +189,34 @@ def test_the_command_refuses_in_one_line():
   )
   assert done.returncode == 2 and "'v9' is not one of the chips" in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+SIZES = {  # billions of parameters outside of tables and in them
+  "pod_memory_plus_1b": (1.4, 137.4),
+  "pod_memory_plus_8b": (7.8, 129.9),
+  "pod_rmt_1m": (1.3, 0.0),
+  "pod_long_7b": (6.7, 0.0),
+}
+
+
+@requires_libtpu
+@pytest.mark.parametrize("one", stored.STORED, ids=lambda one: one.name)
+def test_recipes_of_pods_are_cut_as_they_say(one):
+  """What needs no compiler: sizes, mesh, and the bytes of the state that fall to a chip."""
+  config = one.config()
+  machine = topologies.find(one.topology or config.plan.topology)
+  step = steps.build(config, config.plan.vocab, machine.devices)
+  dense, table = steps.sizes(step.state)
+  parts = compiled.argument_bytes(step.state, step.batch)
+  assert (round(dense / 1e9, 1), round(table / 1e9, 1)) == SIZES[one.recipe]
+  assert sum(parts.values()) < machine.chip.hbm_bytes
+  assert parts["tables"] == 2 * table / machine.chips  # bfloat16, cut over all chips
+  assert parts["table optimiser"] == pytest.approx(8 * table / machine.chips, abs=64)
+
+
+@pytest.mark.slow
+@requires_libtpu
+def test_a_stored_plan_is_in_step_with_its_recipe():
+  one = next(one for one in stored.STORED if one.name == "long_7b")
+  _, text = stored.make(one)
+  assert text == (stored.FOLDER / f"{one.name}.md").read_text()
