@@ -129,6 +129,7 @@ def picture(path: str, found: dict, lengths, title: str) -> None:
     axes.plot(lengths, [device for device, _ in row], style, marker="o", label=name)
   axes.set(xscale="log", yscale="log", xlabel="tokens", title=title)
   axes.set_ylabel("MB of temporaries on the device")
+  axes.minorticks_off()
   axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
