@@ -18,7 +18,7 @@ SHORT = (
   "newest checkpoint: a bit flipped",
   "clock jumps",
 )
-STEPS = 500
+STEPS = {1: 500, 2: 300}  # by the number of processes
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def wholes(tmp_path_factory, shared):
     key = "NaN in a gradient" in faults, processes
     if key not in made:
       folder = tmp_path_factory.mktemp("whole") / "run"
-      made[key] = undisturbed(folder, shared, STEPS, faults, processes)
+      made[key] = undisturbed(folder, shared, STEPS[processes], faults, processes)
     return made[key]
 
   return get
@@ -109,7 +109,7 @@ TWO = dealt(kinds.possible(kinds.TWO), count=5, size=5, seed=0)
 @pytest.mark.parametrize("seed", range(len(ONE)))
 def test_faults_of_one_process(tmp_path, shared, wholes, figures, seed):
   faults = {kind: kinds.ONE[kind] for kind in ONE[seed]}
-  with new_site(tmp_path / f"one-{seed}", shared, faults, steps=STEPS) as site:
+  with new_site(tmp_path / f"one-{seed}", shared, faults, steps=STEPS[1]) as site:
     figures += chain(site, faults, wholes(faults, 1), seed)
 
 
@@ -117,5 +117,5 @@ def test_faults_of_one_process(tmp_path, shared, wholes, figures, seed):
 @pytest.mark.parametrize("seed", range(len(TWO)))
 def test_faults_of_two_processes(tmp_path, shared, wholes, figures, seed):
   faults = {kind: kinds.TWO[kind] for kind in TWO[seed]}
-  with new_site(tmp_path / f"two-{seed}", shared, faults, steps=STEPS, processes=2) as site:
+  with new_site(tmp_path / f"two-{seed}", shared, faults, steps=STEPS[2], processes=2) as site:
     figures += chain(site, faults, wholes(faults, 2), seed)
