@@ -27,7 +27,10 @@ def test_a_small_run(tmp_path, capsys):
   report = (tmp_path / "report.md").read_text()
   assert "| ntm |" in report and "| lstm |" in report and "length 4" in report
   assert (tmp_path / "curves.png").stat().st_size > 1000
-  assert [row["step"] for row in read(tmp_path / "ntm" / "metrics.csv")] == [2, 4]
+  rows = read(tmp_path / "ntm" / "metrics.csv")
+  assert [row["step"] for row in rows] == [2, 4]
+  assert all(1 / 4 <= row["memory/read_peak"] <= 1 for row in rows)
+  assert not any("memory/read_peak" in row for row in read(tmp_path / "lstm" / "metrics.csv"))
   capsys.readouterr()
   assert job.run(tiny(), tmp_path) is True  # finished already: reported again, not trained
   assert (tmp_path / "report.md").read_text() == report

@@ -31,6 +31,8 @@ def test_a_small_run(tmp_path, capsys):
   assert all(f"| {name} |" in report for name in [*names, "chance"])
   assert (tmp_path / "facts.png").stat().st_size > 1000
   assert [row["exposures"] for row in read(tmp_path / "dense" / "metrics.csv")] == [1, 2]
+  (row, *_) = read(tmp_path / "memory_plus_4" / "metrics.csv")
+  assert 0 < row["memory/2/slots_used"] <= 1
   capsys.readouterr()
   assert job.run(tiny(), tmp_path) is True  # finished already: reported again, not trained
   assert (tmp_path / "report.md").read_text() == report

@@ -14,7 +14,7 @@ import pytest
 from experiments import models, runs
 from experiments.configs import text as recipe
 from experiments.events import Events
-from experiments.metrics import MetricsWriter, read
+from experiments.metrics import MetricsWriter, read, read_samples
 from tests.experiments.conftest import ROOT, TINY, command, run, train_command
 
 NAMES = ("memory_plus", "dense_twin")
@@ -60,6 +60,12 @@ def test_a_run_prints_and_leaves_what_the_guide_says(finished):
     losses = [row["validation_bits_per_byte"] for row in rows if "validation_bits_per_byte" in row]
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert list((workdir / name).glob("events.out.tfevents.*"))
+    samples = read_samples(workdir / name / "samples.jsonl")
+    assert [sample["step"] for sample in samples] == [4, 8, 12]
+    assert all(sample["prompt"] == "def " and sample["text"] for sample in samples)
+    assert all(row["tokens_per_second_per_chip"] > 0 for row in rows if row["step"] in (2, 3))
+    used = [row["memory/5/slots_used"] for row in rows if "memory/5/slots_used" in row]
+    assert len(used) == (3 if name == "memory_plus" else 0) and all(0 < u <= 1 for u in used)
 
 
 def test_no_tensorflow_is_loaded_after_a_training_run(tmp_path, text):

@@ -4,12 +4,12 @@ import numpy as np
 
 from experiments.configs import text_rmt as recipe
 from experiments.jobs import text_rmt as job
-from experiments.metrics import read
+from experiments.metrics import read, read_samples
 
 
 def test_a_small_run(text, tmp_path, capsys):
   config = recipe.get_config()
-  config.update({"steps": 3, "batch_size": 2, "sequence_length": 32})
+  config.update({"steps": 3, "batch_size": 8, "sequence_length": 32})  # a row for each device
   config.data.update({"source": "text", "path": str(text), "cache": str(tmp_path / "cache")})
   config.model.update({"dim": 8, "layers": 1, "heads": 2, "hidden": 8, "segment": 8})
   config.model.memory = (0, 2)
@@ -24,7 +24,9 @@ def test_a_small_run(text, tmp_path, capsys):
   assert np.all((5 < bits) & (bits < 10))
   assert bits[0, 0] == bits[0, 1]  # nothing to zero
   assert "memory zeroed" in printed and (tmp_path / "curves.png").stat().st_size > 0
-  assert read(tmp_path / "memory_2" / "metrics.csv")[-1]["step"] == 3
+  rows = read(tmp_path / "memory_2" / "metrics.csv")
+  assert rows[-1]["step"] == 3 and rows[-1]["memory/norm"] > 0 and rows[-1]["memory/change"] > 0
+  assert [s["step"] for s in read_samples(tmp_path / "memory_2" / "samples.jsonl")] == [2, 3]
 
 
 def test_forgetful_batches_start_anew_at_each_segment():
