@@ -5,6 +5,7 @@ import pytest
 
 from experiments.configs import babi as recipe
 from experiments.jobs import babi as job
+from experiments.metrics import read
 from memjax.core import replace
 from memjax.tasks import babi
 
@@ -52,6 +53,10 @@ def test_a_small_run(files, capsys):
   assert "| qa1 |" in report and "| mean |" in report
   assert np.loadtxt(workdir / "errors.csv", delimiter=",").shape == (2, 2)
   assert "softmax  epoch 1/1" in capsys.readouterr().out
+  (row,) = read(workdir / "softmax" / "metrics.csv")
+  assert all(1 / 5 <= row[f"memory/hop{hop}/read_peak"] <= 1 for hop in (0, 1))
+  (row,) = read(workdir / "linear" / "metrics.csv")
+  assert not any(name.startswith("memory/") for name in row)
 
 
 def test_batches_read_what_single_questions_read(files):
