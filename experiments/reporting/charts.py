@@ -110,7 +110,8 @@ def _thin(points):
     return points
   size = math.ceil(len(points) / POINTS)
   groups = [points[i : i + size] for i in range(0, len(points), size)]
-  return [tuple(sum(v) / len(group) for v in zip(*group, strict=True)) for group in groups]
+  mean = lambda group, i: sum(point[i] for point in group) / len(group)  # noqa: E731
+  return [(mean(group, 0), mean(group, 1)) for group in groups]
 
 
 def _grid(across: _Axis, up: _Axis, x: str, write) -> str:
