@@ -97,6 +97,8 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
 
   if mesh is not None:
     sizes = {"batch": config.batch_size, "length": config.sequence_length}
+    if abstract and devices is None:  # a template to restore into: other batches may come
+      sizes = {}
     check_layout(jax.eval_shape(make_model), mesh, rules, **sizes)
   rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
   make = training.abstract_state if abstract else training.make_state

@@ -199,7 +199,9 @@ def test_a_preempted_run_goes_on_with_other_processes_on_another_mesh(
     got, wanted = losses(workdir, key), losses(whole, key)
     assert got.keys() == wanted.keys() and len(got) >= 3
     np.testing.assert_allclose(list(got.values()), list(wanted.values()), rtol=2e-5)
-  close(*(parameters(runs.restore(config_of(w), w, NAME, 256)[1]) for w in (workdir, whole)))
+  on_eight = {"data": 2, "fsdp": 2, "model": 2}
+  ends = (runs.restore(config_of(w, **on_eight), w, NAME, 256)[1] for w in (workdir, whole))
+  close(*map(parameters, ends))
   printed = [p for p, _ in finish(start(command("evaluate", workdir), **OPTIMISED))]
   bits = run(command("evaluate", workdir), **OPTIMISED).stdout
   assert NAME in printed[0] and printed[0] == bits and NAME not in printed[1]
