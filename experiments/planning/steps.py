@@ -69,8 +69,8 @@ def model_flops(step: Step) -> float:
 
 
 def _without_layout(model):
-  names = {"table_sharding": None, "sequence_sharding": None}
-  known = {name for module in submodules(model) for name in names if name in vars(module)}
+  names = (name for module in submodules(model) for name in vars(module))
+  known = {name for name in names if name.endswith("_sharding")}
   return replace(model, **{name: None for name in known}) if known else model
 
 
