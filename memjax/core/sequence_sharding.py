@@ -22,7 +22,7 @@ class SequenceSharding:
   """How tokens and heads lie on a mesh; hashable, so a static field of a module.
 
   Attributes:
-    mesh: the devices.
+    mesh: the devices; None: one device, and nothing is cut.
     batch, time: mesh axes that cut tokens `[B, T, ...]`.
     heads: mesh axes that cut the heads of attention.
     method: how attention meets the keys of other pieces: "ring" passes keys and values around;
@@ -31,7 +31,7 @@ class SequenceSharding:
       device, instead of being refused.
   """
 
-  mesh: Mesh
+  mesh: Mesh | None
   batch: Names = ()
   time: Names = ()
   heads: Names = ()
@@ -66,6 +66,8 @@ class SequenceSharding:
 
   def map(self, fn: Callable, into, out) -> Callable:
     """`shard_map` over all mesh axes; `fn` gets and returns one device's pieces."""
+    if self.mesh is None:
+      return fn
     return jax.shard_map(fn, mesh=self.mesh, in_specs=into, out_specs=out, check_vma=False)
 
   # ---- inside of `map`

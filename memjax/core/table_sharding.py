@@ -29,15 +29,15 @@ def part(axes: Names):
   return axes if len(axes) > 1 else (axes[0] if axes else None)
 
 
-def ways(mesh: Mesh, axes: Names) -> int:
-  """Into how many pieces mesh axes cut."""
-  return math.prod(mesh.shape[axis] for axis in axes)
+def ways(mesh: Mesh | None, axes: Names) -> int:
+  """Into how many pieces mesh axes cut; one without a mesh."""
+  return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
 
 
-def divide(mesh: Mesh, **sizes: tuple[int, Names]) -> None:
+def divide(mesh: Mesh | None, **sizes: tuple[int, Names]) -> None:
   """Raises ValueError unless every size is divisible by what its mesh axes cut it into."""
   for name, (size, axes) in sizes.items():
-    if size % ways(mesh, axes):
+    if mesh is not None and size % ways(mesh, axes):
       by = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
       raise ValueError(f"{name}={size} is not divisible by {by}")
 

@@ -8,10 +8,11 @@ from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
 from memjax.core.sequence_sharding import SequenceSharding, cumsum
 from memjax.transformer import cache as kv
-from memjax.transformer.on_mesh import attend_across, attend_apart
+from memjax.transformer.on_mesh import attend_across, attend_apart, attend_long
 from memjax.transformer.ring import Marks
 from memjax.transformer.rotary import PLAIN, Rotary, rotate
 
+LONG = 2048  # see `Attention._long`
 _LARGEST = 1e15  # of a query's or key's entries: their products stay finite
 
 
@@ -131,13 +132,20 @@ class Attention(Memory):
       k, v = k.astype(self.cache_dtype), v.astype(self.cache_dtype)
     return q, k, v
 
+  @property
+  def _long(self) -> int:
+    """Tokens beyond which blocks of keys pay: for memory, and without a window for time."""
+    return LONG if self.window is None else 2 * LONG
+
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""
     cut = self.sequence_sharding
-    if cut is not None and cut.time:
+    apart = cut is None or not cut.time
+    if not apart or (q.shape[1] > self._long and not self.sinks):
       segment = None if reset is None else cumsum(reset.astype(jnp.int32), cut)
       position = at if self.window is not None and valid is not None else None
-      return attend_across(cut, q, k, v, Marks(segment, span, valid, position), window=self.window)
+      marks = Marks(segment, span, valid, position)
+      return (attend_long if apart else attend_across)(cut, q, k, v, marks, window=self.window)
     if reset is None and valid is None and span is None and not self.sinks:
       return attend_apart(cut, q, k, v, window=self.window)
     mask = self._own(q.shape[:2], at, reset, valid, span)

@@ -1,4 +1,4 @@
-"""Attention on several devices: each for its own rows and heads; tokens cut along time meet."""
+"""Attention on one device or several: each for its own rows and heads; pieces of time meet."""
 
 import dataclasses
 import functools
@@ -25,6 +25,15 @@ def attend_apart(cut: SequenceSharding | None, q, k, v, mask=None, **options) ->
     q, k, v, mask
   )
   return made
+
+
+def attend_long(cut: SequenceSharding | None, q, k, v, marks: Marks, *, window: int | None = None):
+  """Attention among many tokens that are not cut along time, a block of queries and one of keys at
+  a time: memory is in proportion to the tokens. Rows that do not divide are not cut."""
+  cut = cut or SequenceSharding(None)
+  if q.shape[0] % ways(cut.mesh, cut.batch):
+    cut = dataclasses.replace(cut, batch=())
+  return ring_attend(cut, q, k, v, marks, window=window)
 
 
 def attend_across(cut: SequenceSharding, q, k, v, marks: Marks, *, window: int | None = None):

@@ -25,7 +25,7 @@ from memjax.core.sequence_sharding import (
 from memjax.core.sharding import make_mesh, with_layout
 from memjax.testing.collectives import collectives
 from memjax.testing.hlo import arrays
-from memjax.transformer import Attention
+from memjax.transformer import Attention, attention
 from memjax.transformer.ring import Marks, ring_attend
 
 B, T, H, G, K = 2, 24, 4, 2, 4
@@ -276,3 +276,32 @@ def test_pairs_of_blocks_are_not_kept_over_a_scan_of_layers():
   text = jax.jit(jax.grad(loss)).lower(jnp.ones(3)).compile().as_text()
   held = {math.prod(size) for _, size in arrays(text) if size[-2:] == (block, block)}
   assert held and max(held) == block * block, held
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "everything",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("packed", "window", "causal")),
+  ],
+)
+def test_many_tokens_on_one_device_go_the_same_way(monkeypatch, name):
+  """A long call takes blocks of keys, and says the same."""
+  options, flags = FLAGS[name]
+  layer = make(**options, rngs=nnx.Rngs(0))
+  want = called(layer, flags)
+  monkeypatch.setattr(attention, "LONG", 4)
+  monkeypatch.setattr(attention, "attend_apart", None)
+  for a, b in zip(called(layer, flags), want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_of_many_tokens_is_in_proportion():
+  layer = Attention(32, heads=2, rngs=nnx.Rngs(0))
+
+  def peak(length):
+    loss = lambda layer, x: jnp.sum(layer(x, layer.init_state(1))[0])  # noqa: E731
+    x = jax.ShapeDtypeStruct((1, length, 32), jnp.float32)
+    return jax.jit(jax.grad(loss)).lower(layer, x).compile().memory_analysis().temp_size_in_bytes
+
+  assert peak(16384) < 2.2 * peak(8192)
