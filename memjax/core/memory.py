@@ -12,6 +12,7 @@ from flax import nnx
 from memjax.core.replay import Replay, replay_scan
 from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
+from memjax.core.table_sharding import described
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +89,7 @@ class Memory(nnx.Module, abc.ABC):
   def check_layout(self, sharding: SequenceSharding, length: int | None) -> None:
     """Raises ValueError if the memory cannot work on `length` tokens that lie so on a mesh."""
     if sharding.time and not self.cuts_time and not sharding.gather_time:
-      cut = " * ".join(f"{axis}={sharding.mesh.shape[axis]}" for axis in sharding.time)
+      cut = described(sharding.mesh, sharding.time)
       raise ValueError(
         f"{type(self).__name__} goes through the tokens one after another, but time is cut over "
         f"{cut}: every device would gather the whole sequence. Leave time whole "

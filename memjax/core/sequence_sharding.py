@@ -64,6 +64,12 @@ class SequenceSharding:
     """Of tokens `[B, T, ...]`."""
     return PartitionSpec(part(self.batch), part(self.time), *last)
 
+  def put(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """`x`, there from here on; itself without a mesh."""
+    if self.mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
   def map(self, fn: Callable, into, out) -> Callable:
     """`shard_map` over all mesh axes; `fn` gets and returns one device's pieces."""
     if self.mesh is None:
@@ -161,7 +167,7 @@ def unfold(x: jax.Array, sharding: SequenceSharding | None) -> jax.Array:
 def _at(x, sharding: SequenceSharding, axis: int):
   """`x` with time on `axis`."""
   spec = PartitionSpec(part(sharding.batch), *[None] * (axis - 1), part(sharding.time))
-  return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+  return sharding.put(x, spec)
 
 
 def frame(before, x, after, sharding: SequenceSharding | None) -> jax.Array:
@@ -220,8 +226,7 @@ def constrain(x: jax.Array, sharding: SequenceSharding | None, *, whole: bool = 
   """
   if sharding is None:
     return x
-  mesh = sharding.mesh
   wanted = sharding.batch, () if whole else sharding.time
   pairs = zip(x.shape[:2], wanted, strict=True)
-  cut = (part(axes) if size % ways(mesh, axes) == 0 else None for size, axes in pairs)
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*cut)))
+  cut = (part(axes) if size % ways(sharding.mesh, axes) == 0 else None for size, axes in pairs)
+  return sharding.put(x, PartitionSpec(*cut))

@@ -6,7 +6,8 @@ Forward and backward are made of the four exchanges of `core.table_sharding`:
   dots  d = scatter(own dots with spread(x));             dx = collect(own bag of gather(dd))
   take  y = collect(own rows of gather(ids))
 
-and dV is a device's own, from spread(dy) or gather(dd). No device holds `[tokens of a group, dv]` of a table cut by columns.
+and dV is a device's own, from spread(dy) or gather(dd). No device holds `[tokens of a group, dv]`
+of a table cut by columns.
 
 A table is `[N, dv]`, or of stacked layers `[*L, N, dv]`: then ids count in the L N rows, and L N is
 padding.

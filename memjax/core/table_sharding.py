@@ -34,12 +34,16 @@ def ways(mesh: Mesh | None, axes: Names) -> int:
   return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
 
 
+def described(mesh: Mesh | None, axes: Names) -> str:
+  """Such as "model=4 * context=2"."""
+  return " * ".join(f"{axis}={ways(mesh, (axis,))}" for axis in axes)
+
+
 def divide(mesh: Mesh | None, **sizes: tuple[int, Names]) -> None:
   """Raises ValueError unless every size is divisible by what its mesh axes cut it into."""
   for name, (size, axes) in sizes.items():
-    if mesh is not None and size % ways(mesh, axes):
-      by = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-      raise ValueError(f"{name}={size} is not divisible by {by}")
+    if size % ways(mesh, axes):
+      raise ValueError(f"{name}={size} is not divisible by {described(mesh, axes)}")
 
 
 def psum(a: jax.Array, axes: Names) -> jax.Array:

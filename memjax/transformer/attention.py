@@ -8,7 +8,7 @@ from memjax.core import Memory, Stateless, bounded, checks, clean, segments
 from memjax.core.layers import Linear, RMSNorm
 from memjax.core.sequence_sharding import SequenceSharding, cumsum
 from memjax.transformer import cache as kv
-from memjax.transformer.on_mesh import attend_across, attend_apart, attend_long
+from memjax.transformer.on_mesh import attend_apart, attend_by_blocks
 from memjax.transformer.ring import Marks
 from memjax.transformer.rotary import PLAIN, Rotary, rotate
 
@@ -140,12 +140,12 @@ class Attention(Memory):
   def _within(self, q, k, v, at, reset, valid, span):
     """Attention among the call's own tokens."""
     cut = self.sequence_sharding
-    apart = cut is None or not cut.time
-    if not apart or (q.shape[1] > self._long and not self.sinks):
+    cut_time = cut is not None and bool(cut.time)
+    if cut_time or (q.shape[1] > self._long and not self.sinks):
       segment = None if reset is None else cumsum(reset.astype(jnp.int32), cut)
       position = at if self.window is not None and valid is not None else None
       marks = Marks(segment, span, valid, position)
-      return (attend_long if apart else attend_across)(cut, q, k, v, marks, window=self.window)
+      return attend_by_blocks(cut, q, k, v, marks, window=self.window)
     if reset is None and valid is None and span is None and not self.sinks:
       return attend_apart(cut, q, k, v, window=self.window)
     mask = self._own(q.shape[:2], at, reset, valid, span)

@@ -173,9 +173,11 @@ LAYOUTS |= {name: (sizes, {}, {}) for name, sizes in EXCHANGES.items()}
 
 def donated(state, program):
   """Nothing of the state is there twice: all of it is given back in the same memory."""
-  mine = lambda a: (
-    jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-  )
+
+  def mine(a):
+    is_key = jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(a) if is_key else a
+
   own = sum(mine(a).addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
   return program.memory_analysis().alias_size_in_bytes == own
 
@@ -258,10 +260,13 @@ def test_a_loss_in_chunks_takes_some_of_each_piece(chunk):
     (plain, {"data": 2, "fsdp": 2}, {"batch": 6}, r"batch=6 is not divisible by data=2 \* fsdp=2"),
     (plain, {"context": 8}, {"length": 12}, r"length=12 is not divisible by context=8"),
     (plain, {"fsdp": 3}, {}, r"of shape \[16, 16\] .* 16 is not divisible by 3"),
-    (everything, {"context": 4}, {}, r"NeuralTuringMachine goes through the tokens one after another, "
-     r"but time is cut over context=4: every device would gather"),
-    (everything, {"context": 8}, {"gather_time": True}, r"2 \* memory=4 is not divisible by context=8"),
-    (everything, {"context": 4}, {"length": 12, "gather_time": True}, r"T=12 is not a multiple of segment=8"),
+    (everything, {"context": 4}, {},
+     r"NeuralTuringMachine goes through the tokens one after another, but time is cut over "
+     r"context=4: every device would gather"),
+    (everything, {"context": 8}, {"gather_time": True},
+     r"2 \* memory=4 is not divisible by context=8"),
+    (everything, {"context": 4}, {"length": 12, "gather_time": True},
+     r"T=12 is not a multiple of segment=8"),
   ],
 )  # fmt: skip
 def test_a_layout_that_cannot_work_is_refused_with_the_reason(make, sizes, options, message):

@@ -90,7 +90,9 @@ CASES = {
   "packed": ({"context": 4}, Marks(segment=SEGMENT), None, 4),
   "window over a segment": ({"context": 3}, Marks(segment=SEGMENT), 5, 512),
   "spans": ({"context": 3}, Marks(span=SPAN), None, 3),
-  "padding, with rows and heads cut": ({"context": 2, "data": 2, "model": 2}, Marks(valid=VALID), None, 512),
+  "padding, with rows and heads cut": (
+    {"context": 2, "data": 2, "model": 2}, Marks(valid=VALID), None, 512,
+  ),
 }  # fmt: skip
 DEFAULT = list(CASES)[1:6:2] + list(CASES)[4:5]
 
