@@ -2,5 +2,13 @@
 
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
+from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
 
-__all__ = ["EndToEndMemoryNetwork", "MemN2NState", "NTMState", "NeuralTuringMachine"]
+__all__ = [
+  "EndToEndMemoryNetwork",
+  "MemN2NState",
+  "NTMState",
+  "NeuralTuringMachine",
+  "RelationalMemory",
+  "RelationalMemoryState",
+]

@@ -3,13 +3,17 @@
 import jax
 
 from memjax.core import Memory
-from memjax.slots import EndToEndMemoryNetwork, NeuralTuringMachine
+from memjax.slots import EndToEndMemoryNetwork, NeuralTuringMachine, RelationalMemory
 from memjax.testing import Task
 from tests.registry import Row
 
 
 def _ntm(**options):
   return lambda rngs: NeuralTuringMachine(4, slots=5, width=3, hidden=4, **options, rngs=rngs)
+
+
+def _rmc(**options):
+  return lambda rngs: RelationalMemory(4, slots=2, head_size=4, **options, rngs=rngs)
 
 
 def _memn2n(**options):
@@ -47,6 +51,8 @@ ROWS: list[Row] = [
     _ntm(start="constant", controller="mlp", read_heads=2, write_heads=2, read_before_write=False),
     dim=4,
   ),
+  Row("rmc", _rmc(), dim=4),
+  Row("rmc-blocks", _rmc(blocks=2, heads=2, rows=2, gate="memory", project=False), dim=4),
   Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),
   Row(
     "memn2n-layerwise",
