@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, as_state, channel, checks, leaf, param
-from memjax.core.usage import measure_slots
-
-NIL = 0  # the id that pads a sentence
-SMALL = 512  # rows of a table that is read by products: the gradient of a gather is slow to add up
-BLOCK = 64  # questions answered at once in a call: bounds the memory that a long call takes
+from memjax.core import Memory, as_state, checks, leaf, param
+from memjax.slots import bags, hops, store
+from memjax.slots.bags import NIL, without_nil
 
 
 @as_state
@@ -102,28 +99,25 @@ class EndToEndMemoryNetwork(Memory):
     x = x if valid is None else jnp.where(valid[:, :, None], x, NIL)
     stored = jnp.ones(x.shape[:2], bool) if valid is None else valid
     stored = stored if question is None else stored & ~question
-    past, window, count = self._windows(x, state, stored, reset)
-    encoded, asked = self.encode(past), self._question(x)
-    times = self._times(count[:, :-1], context)
+    seen = store.see(state.count, self.slots, stored, reset)
+    past = store.past(state.sentences, x)
+    encoded, asked, count = self.encode(past), self._question(x), seen.count[:, :-1]
+    times = self._times(count, context)
 
-    def ask(inputs):
-      u, window, count, times = inputs
-      return self._reason(u, _take(encoded, window), count, times)
+    def ask(u, window, count, times):
+      return self._reason(u, store.take(encoded, window), count, times)
 
-    inputs = (asked, window[:, :-1], count[:, :-1], times)
-    inputs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), inputs)
-    found = jax.lax.map(ask, inputs, batch_size=min(BLOCK, x.shape[1]))
-    y, reads = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
-    self._measure(reads, valid if question is None else question)
-    return y, self._keep(past, window[:, -1], count[:, -1])
+    y, reads = store.ask(ask, asked, seen.window[:, :-1], count, times)
+    hops.measure(reads, valid if question is None else question)
+    return y, MemN2NState(store.keep(past, seen), seen.count[:, -1])
 
   def write(self, items: jax.Array, state: MemN2NState, *, valid=None) -> MemN2NState:
     """Stores sentences `items [B, T, J]`, in order; those not `valid [B, T]` are left out."""
     self._check(items, state, 3)
     checks.flag("valid", valid, items.shape[:2])
     stored = jnp.ones(items.shape[:2], bool) if valid is None else valid
-    past, window, count = self._windows(items, state, stored, None)
-    return self._keep(past, window[:, -1], count[:, -1])
+    seen = store.see(state.count, self.slots, stored, None)
+    return MemN2NState(store.keep(store.past(state.sentences, items), seen), seen.count[:, -1])
 
   def read(self, question: jax.Array, state: MemN2NState, *, context=None) -> jax.Array:
     """Logits `[B, answers]` float32 for questions `[B, J]`; `context.key` draws the noise."""
@@ -132,7 +126,7 @@ class EndToEndMemoryNetwork(Memory):
 
   def encode(self, sentences: jax.Array) -> jax.Array:
     """Sentences `[..., J]` in every table of sentences, without their times: `[..., E, d]`."""
-    tables = jnp.stack([_without_nil(table) for table in self.tables], axis=1)
+    tables = jnp.stack([without_nil(table) for table in self.tables], axis=1)
     return self._embed(tables[: self.vocab], sentences)
 
   def answer(self, question, encoded, count, *, context=None) -> jax.Array:
@@ -142,55 +136,46 @@ class EndToEndMemoryNetwork(Memory):
     """
     times = self._times(count[:, None], context)[:, 0]
     y, reads = self._reason(self._question(question), encoded, count, times)
-    self._measure([p[:, None] for p in reads], count[:, None] > 0)
+    hops.measure([p[:, None] for p in reads], count[:, None] > 0)
     return y
-
-  def _measure(self, reads, asked):
-    """Measures the attention `[B, T, N]` of each hop."""
-    for hop, p in enumerate(reads):
-      with channel.scope(f"hop{hop}"):
-        measure_slots(read=p[:, :, None], valid=asked)
 
   def _answer(self, u, encoded, count, times):
     return self._reason(u, encoded, count, times)[0]
 
   def _reason(self, u, encoded, count, times):
     """Logits, and for whoever measures the attention `[B, N]` of each hop."""
-    reads = []
-    filled = jnp.arange(self.slots).reshape(1, -1) < count[:, None]
+    filled = store.is_filled(count, self.slots)
     encoded = jnp.where(filled[:, :, None, None], encoded + self._when(times), 0)
     last = len(self.tables) - 1
     tables = [table[:, :, 0] for table in jnp.split(encoded, last + 1, axis=2)]
-    for hop in range(self.hops):
-      read, out = (hop, hop + 1) if self.tying == "adjacent" else (0, last)
-      scores = jnp.einsum("bd,bnd->bn", u, tables[read])
-      p = self._attend(scores, filled)
-      reads += [p] if channel.measuring() and not self.linear else []
-      o = jnp.einsum("bn,bnd->bd", p, tables[out])
-      u = o + (u if self.carry is None else u @ self.carry[...].astype(jnp.float32))
+    pairs = zip(tables[:-1], tables[1:], strict=True)
+    memories = list(pairs) if self.tying == "adjacent" else [(tables[0], tables[last])] * self.hops
+
+    def update(hop, u, o):
+      return o + (u if self.carry is None else u @ self.carry[...].astype(jnp.float32))
+
+    u, reads = hops.loop(u, memories, lambda scores: self._attend(scores, filled), update)
     table = self.tables[last] if self.out is None else self.out
-    return u @ _without_nil(table)[: self.answers].T, reads
+    logits = u @ without_nil(table)[: self.answers].T
+    return logits, () if self.linear else reads  # scores are no weights
 
   def _attend(self, scores, filled):
     if self.linear:
       return scores
-    if not self.mask_empty:
-      return jax.nn.softmax(scores, axis=-1)
-    # A finite floor and a product: a row with no sentence at all reads zero, with finite gradients.
-    return jax.nn.softmax(jnp.where(filled, scores, -1e30), axis=-1) * filled
+    return hops.soft(scores, filled) if self.mask_empty else jax.nn.softmax(scores, axis=-1)
 
   def _question(self, question):
-    table = _without_nil(self.tables[0] if self.asked is None else self.asked)
+    table = without_nil(self.tables[0] if self.asked is None else self.asked)
     return self._embed(table[: self.vocab, None], question)[..., 0, :]
 
   def _embed(self, tables, ids):
     """`sum_j l_j table[ids_j]`: tables `[vocab, E, d]`, ids `[..., J]` -> `[..., E, d]`."""
     same, slope, tilt = self._places(ids)
-    bag = _bags(tables, ids, same)
+    bag = bags.bags(tables, ids, same)
     if self.position is not None:
       tilt = tilt.reshape((1,) * (bag.ndim - 1) + (-1,))
-      bag = bag + tilt * _bags(tables, ids, slope)
-    known = jnp.all((ids >= 0) & (ids < self.vocab), axis=-1)
+      bag = bag + tilt * bags.bags(tables, ids, slope)
+    known = bags.known(ids, self.vocab)
     return jnp.where(known[..., None, None], bag, jnp.nan)
 
   def _places(self, ids):
@@ -209,7 +194,7 @@ class EndToEndMemoryNetwork(Memory):
       return jnp.zeros((1,) * (times.ndim + 2))
     tables = jnp.stack([table[...][self.vocab :] for table in self.tables], axis=1)
     ids = (times - 1)[..., None]
-    rows = _bags(tables.astype(jnp.float32), ids, jnp.ones(ids.shape))
+    rows = bags.bags(tables.astype(jnp.float32), ids, jnp.ones(ids.shape))
     if self.position != "centred":
       return rows
     last, k = self.words + 1, jnp.arange(1, self.dim + 1)
@@ -232,61 +217,6 @@ class EndToEndMemoryNetwork(Memory):
     times = jnp.sort(jnp.where(chosen, places, most), axis=-1)
     return jnp.minimum(times[:, :, : self.slots], self.slots)
 
-  def _windows(self, x, state, stored, reset):
-    """What is in the slots before each sentence and after the last.
-
-    Returns:
-      past: `[B, N + T, J]`, the state's sentences, oldest first, then x.
-      window: `[B, T + 1, N]`, places in `past` of the stored sentences, most recent first.
-      count: `[B, T + 1]`, how many of them there are.
-    """
-    batch, length = x.shape[:2]
-    past = jnp.concatenate([state.sentences[:, ::-1], x], axis=1)
-    before = jnp.arange(self.slots)[::-1].reshape(1, -1) < state.count[:, None]
-    flags = jnp.concatenate([before, stored], axis=1)
-    total = jnp.pad(jnp.cumsum(flags, axis=1), ((0, 0), (1, 0)))  # how many were stored before
-    places = jnp.broadcast_to(jnp.arange(flags.shape[1]).reshape(1, -1), flags.shape)
-    target = jnp.where(flags, total[:, :-1], flags.shape[1])
-    rows = jnp.arange(batch)[:, None]
-    order = jnp.zeros_like(places).at[rows, target].set(places, mode="drop")
-    upto = total[:, self.slots :]
-    forgotten = jnp.zeros_like(upto)
-    if reset is not None:
-      at_reset = jnp.where(reset, upto[:, :-1], 0)
-      at_reset = jax.lax.cummax(at_reset, axis=1)
-      forgotten = jnp.concatenate([at_reset, at_reset[:, -1:]], axis=1)
-    count = jnp.minimum(upto - forgotten, self.slots)
-    back = upto[:, :, None] - 1 - jnp.arange(self.slots).reshape(1, 1, -1)
-    window = jnp.take_along_axis(order[:, None], jnp.maximum(back, 0), axis=2)
-    return past, window, count
-
-  def _keep(self, past, window, count) -> MemN2NState:
-    filled = jnp.arange(self.slots).reshape(1, -1, 1) < count[:, None, None]
-    return MemN2NState(jnp.where(filled, _take(past, window), NIL), count)
-
   def _check(self, ids, state, ndim: int) -> None:
-    wanted = "ids [B, T, words={}]" if ndim == 3 else "ids [B, words={}]"
-    fault = f"sentences are {ids.dtype}{list(ids.shape)}; they must be {wanted.format(self.words)}"
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-      raise TypeError(fault)
-    if ids.ndim != ndim or ids.shape[-1] != self.words:
-      raise ValueError(fault)
+    bags.check("sentences", ids, ndim, self.words)
     checks.state_batch(state, ids.shape[0])
-
-
-def _take(a, window):
-  """Rows of `a [B, P, ...]` at `window [B, N]`."""
-  return jnp.take_along_axis(a, window.reshape(window.shape + (1,) * (a.ndim - 2)), axis=1)
-
-
-def _bags(tables, ids, weights) -> jax.Array:
-  """`sum_j weights_j tables[ids_j]` `[..., E, d]`: tables `[V, E, d]`, ids, weights `[..., J]`."""
-  if len(tables) <= SMALL:
-    counts = jnp.einsum("...jv,...j->...v", jax.nn.one_hot(ids, len(tables)), weights)
-    return jnp.einsum("...v,ved->...ed", counts, tables, precision="highest")
-  return jnp.einsum("...jed,...j->...ed", jnp.take(tables, ids, axis=0, mode="clip"), weights)
-
-
-def _without_nil(table) -> jax.Array:
-  """A table in float32 whose row of the padding id is zero and gets no gradient."""
-  return table[...].astype(jnp.float32).at[NIL].set(0)
