@@ -3,6 +3,7 @@
     python -m benchmarks.long_context                     # as compiled for this machine's device
     python -m benchmarks.long_context --chip=v5e          # for a TPU that need not be there
     python -m benchmarks.long_context --markdown=table.md --picture=long_context.png
+    python -m benchmarks.long_context --time=8192         # how long each takes instead
 
 Temporaries that the compiler plans for the gradient of a language model's loss: 4 blocks of width
 256 with 4 heads and a window of 256, feed-forward of 1024, 32,768 words, one row, bfloat16. Nothing
@@ -12,6 +13,8 @@ is run; parameters and their gradients are not counted. RMT: segments of 480 tok
 import argparse
 import functools
 import os
+import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +74,8 @@ METHODS = {  # name: (body, chunk of the loss)
 }
 
 
-def memory(name: str, length: int, device=None) -> tuple[float, float]:
-  """Megabytes of temporaries on the device and on the host for `length` tokens."""
+def gradient(name: str, length: int):
+  """The jitted gradient, an abstract model's trainable part, and the ids' shape."""
   body, chunk = METHODS[name]
   if name.startswith("RMT"):
     length = length // 512 * SEGMENT  # 512 with its memory tokens
@@ -86,13 +89,34 @@ def memory(name: str, length: int, device=None) -> tuple[float, float]:
     batch = {"inputs": ids, "targets": ids}
     return loss_fn(join(trainable, rest), Stateless(), batch, None).total
 
-  ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  return jax.jit(jax.grad(loss)), trainable, jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+
+def seconds(name: str, length: int, runs: int = 5) -> float:
+  """Median seconds of the gradient on this machine's device."""
+  run, trainable, ids = gradient(name, length)
+  keys = jax.random.split(jax.random.key(0), len(trainable))
+  arrays = {
+    name: 0.05 * jax.random.normal(key, a.shape, a.dtype)
+    for key, (name, a) in zip(keys, trainable.items(), strict=True)
+  }
+  ids, times = jnp.arange(ids.shape[1], dtype=jnp.int32)[None] % VOCAB, []
+  for _ in range(runs + 1):
+    start = time.perf_counter()
+    jax.block_until_ready(run(arrays, ids))
+    times.append(time.perf_counter() - start)
+  return statistics.median(times[1:])
+
+
+def memory(name: str, length: int, device=None) -> tuple[float, float]:
+  """Megabytes of temporaries on the device and on the host for `length` tokens."""
+  run, trainable, ids = gradient(name, length)
   if device is not None:
     place = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
     trainable, ids = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), (trainable, ids)
     )
-  compiled = jax.jit(jax.grad(loss)).lower(trainable, ids).compile().memory_analysis()
+  compiled = run.lower(trainable, ids).compile().memory_analysis()
   return compiled.temp_size_in_bytes / 2**20, compiled.host_temp_size_in_bytes / 2**20
 
 
@@ -145,7 +169,15 @@ def main() -> None:
   parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
   parser.add_argument("--markdown")
   parser.add_argument("--picture")
+  parser.add_argument("--time", type=int, metavar="LENGTH", help="seconds at this length")
   options = parser.parse_args()
+  if options.time:
+    first = None
+    for name in options.methods:
+      took = seconds(name, options.time)
+      first = first or took
+      print(f"{name:26s}{took:8.2f} s  {took / first:5.2f}x", flush=True)
+    return
   device, found = chip(options.chip), {}
   for name in options.methods:
     found[name] = [memory(name, length, device) for length in options.lengths]
