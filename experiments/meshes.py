@@ -17,11 +17,15 @@ SIZES = {"data": -1, "fsdp": 1, "model": 1, "context": 1}
 
 def add_fields(config: config_dict.ConfigDict) -> None:
   """Gives a recipe the fields `mesh` (sizes of mesh axes, one of which may be -1 and takes what is
-  left) and `rules` (the mesh axes that cut each logical axis, `()` for none)."""
+  left), `rules` (the mesh axes that cut each logical axis, `()` for none), and `context` (what is
+  done where time is cut)."""
   config.mesh = config_dict.ConfigDict(SIZES)
   config.rules = config_dict.ConfigDict(
     {name: _names(axes) for name, axes in DEFAULT_RULES.items()}
   )
+  config.context = context = config_dict.ConfigDict()
+  context.method = "ring"  # how attention meets the keys of other pieces: ring | all_to_all
+  context.gather_time = False  # memories that go token by token get all of them, or are refused
 
 
 def mesh_of(config, devices: Sequence[Any] | None = None) -> Mesh:
@@ -131,6 +135,11 @@ def _batch_axes(mesh: Mesh, rules: Rules) -> tuple[str, ...]:
   return _names(cut)
 
 
+def layout_of(config) -> dict:
+  """Options of `core.sharding.with_layout`."""
+  return dict(config.get("context", {}))
+
+
 def placing(config) -> Callable:
   """`batch -> batch` on the devices: from the rows `[b, T]` that this process has read, arrays
   `[B, T]` cut as the recipe says."""
@@ -152,7 +161,7 @@ def for_few_rows(config, model):
   mesh = mesh_or_none(config)
   if mesh is None:
     return model
-  return with_layout(model, mesh, rules_of(config) | {"batch": (), "time": ()})
+  return with_layout(model, mesh, rules_of(config) | {"batch": (), "time": ()}, **layout_of(config))
 
 
 def _names(axes) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
     sizes = {"batch": config.batch_size, "length": config.sequence_length}
     if abstract and devices is None:  # a template to restore into: other batches may come
       sizes = {}
-    check_layout(jax.eval_shape(make_model), mesh, rules, **sizes)
+    check_layout(jax.eval_shape(make_model), mesh, rules, **sizes, **meshes.layout_of(config))
   rate = config.twin.learning_rate if memory == "none" else config.optimizer.learning_rate
   make = training.abstract_state if abstract else training.make_state
   return make(
@@ -107,7 +107,8 @@ def set_up(config, vocab: int, memory: str, *, abstract: bool = False, devices=N
     lambda model: make_optimizer(config, model, rate),
     key=jax.random.key(config.seed),
     mesh=mesh,
-    rules=meshes.rules_of(config),
+    rules=rules,
+    layout=meshes.layout_of(config),
     offload=config.optimizer.get("offload", False),
   )
 

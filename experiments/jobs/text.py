@@ -16,7 +16,7 @@ from memjax.training import processes
 from memjax.transformer import generate
 
 SEVERAL_PROCESSES = True
-MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", *WATCHING)
+MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", "context", *WATCHING)
 
 
 @dataclasses.dataclass

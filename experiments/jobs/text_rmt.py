@@ -18,7 +18,7 @@ from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.transformer import LanguageModel, Stack
 
 SEVERAL_PROCESSES = True
-MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", *WATCHING)
+MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", "context", *WATCHING)
 
 
 @dataclasses.dataclass
@@ -83,6 +83,7 @@ def set_up(config, vocab: int, memory: int, mesh, make=training.make_state):
     key=jax.random.key(config.seed),
     mesh=mesh,
     rules=meshes.rules_of(config),
+    layout=meshes.layout_of(config),
     memory=lambda model: model.init_state(config.batch_size),
   )
 

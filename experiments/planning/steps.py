@@ -44,7 +44,9 @@ def build(config, vocab: int, devices: Sequence[Any]) -> Step:
   mesh = meshes.mesh_of(config, devices)
   shape = (config.batch_size, config.sequence_length)
   rules = meshes.rules_of(config)
-  check_layout(state.model, mesh, rules, batch=shape[0], length=shape[1])
+  check_layout(
+    state.model, mesh, rules, batch=shape[0], length=shape[1], **meshes.layout_of(config)
+  )
   place = batch_sharding(mesh, rules)
   kinds = {"inputs": jnp.int32, "targets": jnp.int32, "reset": jnp.bool_, "valid": jnp.bool_}
   batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, kind in kinds.items()}

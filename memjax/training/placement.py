@@ -1,7 +1,7 @@
 """A training state on a mesh: where each of its arrays lies, and how it is drawn in pieces."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ def make_state(
   make_model: Callable[[], Any], make_optimizer: Callable[[Any], Optimizer], *, key: jax.Array,
   mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES,
   memory: Callable[[Any], Any] | None = None, freeze: Callable[[str], bool] | None = None,
-  offload: bool = False,
+  offload: bool = False, layout: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, Optimizer, TrainState | None]:  # fmt: skip
   """The state before the first step, drawn in pieces: no array is whole on a device or a host.
 
@@ -72,13 +72,14 @@ def make_state(
       carries one over batches.
     freeze: names kept out of training, as given to `make_optimizer`.
     offload: the optimiser's moments wait in the host's memory (`host_moments`).
+    layout: options of `core.sharding.with_layout`: `method`, `gather_time`.
 
   Returns:
     The state, the optimiser, and the state's shardings for `make_train_step` (None without a mesh
     or offload).
 
   Raises:
-    ValueError: an axis does not divide.
+    ValueError: the model cannot lie on the mesh so; with the reason.
   """
   if mesh is None:
     model = make_model()
@@ -89,7 +90,9 @@ def make_state(
       return state, optimizer, None
     shardings = host_moments(state)
     return jax.device_put(state, shardings), optimizer, shardings
-  draw, optimizer = _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze)
+  draw, optimizer = _drawing(
+    make_model, make_optimizer, key, mesh, rules, memory, freeze, layout
+  )  # fmt: skip
   abstract = jax.eval_shape(draw)
   shardings = state_shardings(abstract, mesh, rules)
   shardings = host_moments(abstract, shardings) if offload else shardings
@@ -100,11 +103,13 @@ def abstract_state(
   make_model: Callable[[], Any], make_optimizer: Callable[[Any], Optimizer], *, key: jax.Array,
   mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES,
   memory: Callable[[Any], Any] | None = None, freeze: Callable[[str], bool] | None = None,
-  offload: bool = False,
+  offload: bool = False, layout: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, Optimizer, TrainState | None]:  # fmt: skip
   """As `make_state`, with a `jax.ShapeDtypeStruct` (on a mesh, with its sharding) for each array:
   nothing is drawn. A template to restore into, and what a plan compiles for."""
-  draw, optimizer = _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze)
+  draw, optimizer = _drawing(
+    make_model, make_optimizer, key, mesh, rules, memory, freeze, layout
+  )  # fmt: skip
   state = jax.eval_shape(draw)
   if mesh is None and not offload:
     return state, optimizer, None
@@ -116,14 +121,17 @@ def abstract_state(
   return placed, optimizer, shardings
 
 
-def _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze):
+def _drawing(make_model, make_optimizer, key, mesh, rules, memory, freeze, layout):
   """`() -> TrainState`, to be traced; and the optimiser."""
-  optimizer = make_optimizer(jax.eval_shape(make_model))
+  abstract, layout = jax.eval_shape(make_model), layout or {}
+  if mesh is not None:
+    core.check_layout(abstract, mesh, rules, **layout)
+  optimizer = make_optimizer(abstract)
 
   def draw() -> TrainState:
     model = make_model()
     if mesh is not None:
-      model = core.with_layout(model, mesh, rules)
+      model = core.with_layout(model, mesh, rules, **layout)
     first = None if memory is None else memory(model)
     return init_train_state(model, optimizer, key=key, memory=first, freeze=freeze, copy=False)
 

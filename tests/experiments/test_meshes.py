@@ -36,6 +36,14 @@ def test_sizes_fill_and_refuse():
   assert one.size == 1
 
 
+def test_what_is_done_where_time_is_cut():
+  config = recipe(data=4, context=2)
+  assert meshes.layout_of(config) == {"method": "ring", "gather_time": False}
+  config.context.method = "all_to_all"
+  assert meshes.layout_of(config)["method"] == "all_to_all"
+  assert meshes.layout_of(config_dict.ConfigDict()) == {}
+
+
 def test_rules_are_the_default_ones_but_for_what_the_recipe_says():
   config = recipe()
   default = {name: (axes,) if isinstance(axes, str) else axes or ()

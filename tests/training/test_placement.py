@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from memjax.core import flatten
 from memjax.core.sharding import DEFAULT_RULES, batch_sharding, make_mesh
+from memjax.slots import NeuralTuringMachine
 from memjax.training import (
   abstract_state,
   init_train_state,
@@ -135,3 +136,15 @@ def flat(tree) -> dict:
 
 def is_key(a) -> bool:
   return jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def test_a_layout_is_checked_first_and_told_to_the_layers():
+  ntm = functools.partial(NeuralTuringMachine, slots=4, width=4, hidden=8)
+  body = functools.partial(Stack, pattern=(ntm,))
+  make = lambda: LanguageModel(16, 8, body=body, rngs=nnx.Rngs(0))  # noqa: E731
+  optimizer = lambda model: make_optimizer(model, learning_rate=1e-2)  # noqa: E731
+  where = {"key": jax.random.key(0), "mesh": make_mesh({"data": 4, "context": 2})}
+  with pytest.raises(ValueError, match="NeuralTuringMachine goes through the tokens one after"):
+    make_state(make, optimizer, **where)
+  state, *_ = abstract_state(make, optimizer, **where, layout={"gather_time": True})
+  assert state.model.body.layers["0"].sequence_sharding.gather_time
