@@ -1,6 +1,6 @@
 """A Recurrent Memory Transformer of 1.3 billion parameters that reads a million tokens a row in
-segments of 4096, back-propagating through all of it: a chip keeps the memory tokens of the borders
-and the activations of one segment, whatever the length.
+segments of 4096, back-propagating through all of it: of a row's length a chip keeps ids and the
+memory tokens of the borders, and of embeddings, activations and losses those of one segment.
 
     python -m experiments.plan --config=experiments/configs/pod_rmt_1m.py
 
@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   config.steps = 10_000
   config.batch_size = 16
   config.sequence_length = 2**20
-  config.loss_chunk = 4096
+  config.loss_by_segment = True
   config.data.source = "text"
 
   model = config.model
@@ -28,7 +28,6 @@ def get_config() -> config_dict.ConfigDict:
   model.segment = 4096
   model.memory = (64,)
   model.dtype = "bfloat16"
-  model.remat = "full"
   config.optimizer.learning_rate = 3e-4
 
   config.mesh.data, config.mesh.fsdp = 1, 16

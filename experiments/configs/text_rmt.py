@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
   config.steps = 300
   config.batch_size = 16  # streams of text, each with a state of its own
   config.loss_chunk = config_dict.placeholder(int)  # tokens of a row whose logits are there at once
+  config.loss_by_segment = False  # embeddings, outputs and losses are there for one segment only
   config.sequence_length = 256  # back-propagation spans as many segments as this holds
 
   config.data = data = config_dict.ConfigDict()

@@ -90,7 +90,8 @@ def set_up(config, vocab: int, memory: int, mesh, make=training.make_state):
 
 def make_step(config, optimizer, shardings):
   """The training step, jitted."""
-  loss_fn = training.language_model_loss(carry=True, chunk=config.get("loss_chunk"))
+  segment = config.model.segment if config.loss_by_segment else None
+  loss_fn = training.language_model_loss(carry=True, chunk=config.loss_chunk, segment=segment)
   return training.make_train_step(loss_fn, optimizer, shardings=shardings)
 
 

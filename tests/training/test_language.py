@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from memjax.core import Memory, Stateless, as_state, channel, join, leaf, param, scan, split
+from memjax.core import Memory, Replay, Stateless, as_state, channel, join, leaf, param, scan, split
 from memjax.training import (
   evaluate,
   init_train_state,
@@ -182,3 +182,56 @@ def test_in_chunks_of_the_vocabulary_it_is_the_same_loss_function():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, want)
   with pytest.raises(ValueError, match="chunk=0"):
     language_model_loss(chunk=0)
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_by_segments_it_is_the_same_loss_function(carry):
+  """Loss, gradient through the carried state, and last state are those of one call."""
+  model, rest = split(adding_model())
+  memory = join(model, rest).init_state(2) if carry else Stateless()
+
+  def gradient(segment, replay):
+    loss_fn = language_model_loss(carry=carry, segment=segment, replay=replay)
+
+    def loss(model):
+      out = loss_fn(join(model, rest), memory, batch(), None)
+      return out.metrics["nats"] * out.count, (out.count, out.memory)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
+
+  want = gradient(None, None)
+  for replay in (None, Replay(), Replay(every=2)):
+    got = gradient(2, replay)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, want)
+
+
+def test_each_segment_has_dropout_and_auxiliary_losses_of_its_own():
+  model, loss_fn = adding_model(), language_model_loss(segment=3)
+  run = jax.jit(lambda key: loss_fn(model, Stateless(), batch(), key))
+  still, moved = run(None), run(jax.random.key(0))
+  assert still.metrics["auxiliary_loss"] == pytest.approx(2 * 2 * 0.25)  # layers, segments
+  assert moved.total != still.total and moved.total == run(jax.random.key(0)).total
+  with pytest.raises(ValueError, match="segment=4 does not divide the T=6"):
+    language_model_loss(segment=4)(model, Stateless(), batch(), None)
+  with pytest.raises(ValueError, match="segment=0"):
+    language_model_loss(segment=0)
+
+
+def test_memory_by_segments_does_not_grow_with_the_length():
+  """But for ids and the states between segments, here a few kilobytes."""
+
+  def temporaries(length, segment):
+    body = functools.partial(Stack, pattern=[Adder])
+    model = LanguageModel(VOCAB, 64, body=body, rngs=nnx.Rngs(0))
+    loss_fn = language_model_loss(segment=segment)
+    params, rest = split(model)
+
+    def loss(params, batch):
+      return loss_fn(join(params, rest), Stateless(), batch, None).total
+
+    step = jax.jit(jax.grad(loss)).lower(params, batch(length=length))
+    return step.compile().memory_analysis().temp_size_in_bytes
+
+  whole = temporaries(1024, None) - temporaries(256, None)
+  cut = temporaries(1024, 32) - temporaries(256, 32)
+  assert cut < whole / 10
