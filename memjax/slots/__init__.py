@@ -1,10 +1,14 @@
 """Memories of a few slots that a network reads and rewrites."""
 
+from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
 
 __all__ = [
+  "DNCLinks",
+  "DNCState",
+  "DifferentiableNeuralComputer",
   "EndToEndMemoryNetwork",
   "MemN2NState",
   "NTMState",

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 EPS = 1e-8  # beside the product of two lengths
+FLOOR = 1e-12  # beside a sum of squares
 TINY = 1e-16  # beside a weight under a logarithm
 
 
-def norms(x: jax.Array, axis: int) -> jax.Array:
-  """Euclidean norms over an axis, with a finite gradient at zero: `sqrt(sum x^2 + 1e-12)`."""
-  return jnp.sqrt(jnp.sum(jnp.square(x), axis=axis) + 1e-12)
+def norms(x: jax.Array, axis: int, floor: float = FLOOR) -> jax.Array:
+  """Euclidean norms over an axis, with a finite gradient at zero: `sqrt(sum x^2 + floor)`."""
+  return jnp.sqrt(jnp.sum(jnp.square(x), axis=axis) + floor)
 
 
 def cosine(keys: jax.Array, memory: jax.Array, eps: float = EPS) -> jax.Array:
@@ -26,13 +27,16 @@ def cosine(keys: jax.Array, memory: jax.Array, eps: float = EPS) -> jax.Array:
   return dots / (norms(keys, 2)[:, :, None] * norms(memory, 1)[:, None, :] + eps)
 
 
-def content(keys: jax.Array, strength: jax.Array, memory: jax.Array, eps: float = EPS):
+def content(
+  keys: jax.Array, strength: jax.Array, memory: jax.Array, eps: float = EPS, floor: float = FLOOR
+) -> jax.Array:
   """`softmax_i(strength * cos(k, M(i)))`, `[B, H, N]`.
 
   Args:
     keys: `[B, H, W]`.   strength: `[B, H]`.   memory: `[B, W, N]`.
+    eps: beside the product of two lengths.   floor: beside the sum of squares in each.
   """
-  return jax.nn.softmax(strength[:, :, None] * cosine(keys, memory, eps), axis=-1)
+  return _content(keys, strength, memory, eps, floor)
 
 
 def shift(weights: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -132,21 +136,17 @@ def _address(*args):
 
 
 def _address_forward(keys, strength, gate, kernel, gamma, memory, old):
-  lengths = norms(keys, 2), norms(memory, 1)
-  scale = 1 / (lengths[0][:, :, None] * lengths[1][:, None, :] + EPS)
-  cos = _along_width(keys, memory) * scale
-  found = jax.nn.softmax(strength[:, :, None] * cos, axis=-1)
+  found, similar = _content_forward(keys, strength, memory, EPS, FLOOR)
   moved = shift(gate[:, :, None] * found + (1 - gate[:, :, None]) * old, kernel)
   weights = sharpen(moved, gamma)
-  similar, placed = (keys, strength, memory, lengths, cos, found), (gate, kernel, old, found)
-  return weights, (similar, placed, (gamma, moved, weights))
+  return weights, (similar, (gate, kernel, old, found), (gamma, moved, weights))
 
 
 def _address_backward(saved, dweights):
   similar, placed, sharpened = saved
   dmoved, dgamma = _sharpen_backward(sharpened, dweights)
   dfound, dgate, dkernel, dold = _place_backward(placed, dmoved)
-  dkeys, dstrength, dmemory = _content_backward(similar, dfound)
+  dkeys, dstrength, dmemory = _content_backward(EPS, FLOOR, similar, dfound)
   return dkeys, dstrength, dgate, dkernel, dgamma, dmemory, dold
 
 
@@ -171,17 +171,30 @@ def _shift_backward(weights, kernel, dmoved):
   return shift(dmoved, kernel[..., ::-1]), jnp.stack(dkernel, axis=-1)
 
 
-def _content_backward(saved, dfound):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _content(keys, strength, memory, eps, floor):
+  return _content_forward(keys, strength, memory, eps, floor)[0]
+
+
+def _content_forward(keys, strength, memory, eps, floor):
+  lengths = norms(keys, 2, floor), norms(memory, 1, floor)
+  cos = _along_width(keys, memory) / (lengths[0][:, :, None] * lengths[1][:, None, :] + eps)
+  found = jax.nn.softmax(strength[:, :, None] * cos, axis=-1)
+  return found, (keys, strength, memory, lengths, cos, found)
+
+
+def _content_backward(eps, floor, saved, dfound):
   keys, strength, memory, (key, slot), cos, found = saved
   dlogits = _softmax_backward(found, dfound)
   dstrength, dcos = _total(dlogits * cos), dlogits * strength[:, :, None]
-  dproduct = dcos / (key[:, :, None] * slot[:, None, :] + EPS)
+  dproduct = dcos / (key[:, :, None] * slot[:, None, :] + eps)
   dscale = -dproduct * cos  # of the product of both lengths
   dkey, dslot = _total(dscale * slot[:, None, :]), jnp.sum(dscale * key[:, :, None], axis=1)
   dkeys = _along_slots(dproduct, memory) + keys * (dkey / key)[:, :, None]
   return dkeys, dstrength, _outer(dproduct, keys) + memory * (dslot / slot)[:, None, :]
 
 
+_content.defvjp(_content_forward, _content_backward)
 _address.defvjp(_address_forward, _address_backward)
 
 

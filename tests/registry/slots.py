@@ -3,7 +3,12 @@
 import jax
 
 from memjax.core import Memory
-from memjax.slots import EndToEndMemoryNetwork, NeuralTuringMachine, RelationalMemory
+from memjax.slots import (
+  DifferentiableNeuralComputer,
+  EndToEndMemoryNetwork,
+  NeuralTuringMachine,
+  RelationalMemory,
+)
 from memjax.testing import Task
 from tests.registry import Row
 
@@ -14,6 +19,11 @@ def _ntm(**options):
 
 def _rmc(**options):
   return lambda rngs: RelationalMemory(4, slots=2, head_size=4, **options, rngs=rngs)
+
+
+def _dnc(**options):
+  small = {"slots": 4, "width": 3, "read_heads": 1, "hidden": 4}
+  return lambda rngs: DifferentiableNeuralComputer(4, **(small | options), rngs=rngs)
 
 
 def _memn2n(**options):
@@ -53,6 +63,9 @@ ROWS: list[Row] = [
   ),
   Row("rmc", _rmc(), dim=4),
   Row("rmc-blocks", _rmc(blocks=2, heads=2, rows=2, gate="memory", project=False), dim=4),
+  Row("dnc", _dnc(), dim=4),
+  Row("dnc-heads", _dnc(read_heads=2, write_heads=2, strength="softplus"), dim=4),
+  Row("dnc-no-link", _dnc(use_link=False), dim=4),
   Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),
   Row(
     "memn2n-layerwise",
