@@ -1,6 +1,7 @@
 """Memories of a few slots that a network reads and rewrites."""
 
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
+from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
@@ -10,6 +11,8 @@ __all__ = [
   "DNCState",
   "DifferentiableNeuralComputer",
   "EndToEndMemoryNetwork",
+  "KeyValueMemoryNetwork",
+  "KeyValueState",
   "MemN2NState",
   "NTMState",
   "NeuralTuringMachine",

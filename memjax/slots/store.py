@@ -80,3 +80,14 @@ def ask(answer, *inputs):
   length = jax.tree.leaves(inputs)[0].shape[0]
   found = jax.lax.map(lambda args: answer(*args), inputs, batch_size=min(BLOCK, length))
   return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+
+
+def shares(question: jax.Array, keys: jax.Array, skipped: jax.Array) -> jax.Array:
+  """Which of `keys [B, N, K]` share a word with the question `[B, J]`: `[B, N]`.
+
+  Args:
+    skipped: `[vocab]` bool, ids that do not count.
+  """
+  counts = ~jnp.take(skipped, question, mode="fill", fill_value=True)
+  same = (keys[..., None] == question[:, None, None]) & counts[:, None, None]
+  return jnp.any(same, axis=(2, 3))

@@ -1,6 +1,6 @@
 """Two-hop questions (after "Memory Networks", Weston, Chopra, Bordes 2014, arXiv 1410.3916): actors
 go to rooms and take objects; where an object is takes its last taker, and then that actor's last
-room. Questions about an actor take one hop.
+room. Questions about an actor take one hop. `sample_triples` states the same as triples.
 
 Ids: 0 pads, then actors, objects, rooms. Statements are two words, (actor, room) or (actor,
 object), questions one; the answer is a room's id.
@@ -72,3 +72,38 @@ def sample(key: jax.Array, batch: int, world: World, *, length: int = 8, hops: i
   answer = first[2] + at(room, last(~takes & (actor == holder[:, None])))
   question = jnp.stack([question, jnp.zeros_like(question)], axis=-1)
   return Stories(*(a.astype(jnp.int32) for a in (statements, question, answer)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Triples:
+  """Keys `[B, T, 2]` (subject, relation), values `[B, T, 1]`, questions `[B, 1]`, answers `[B]`."""
+
+  keys: jax.Array
+  values: jax.Array
+  question: jax.Array
+  answer: jax.Array
+
+
+def sample_triples(key: jax.Array, batch: int, world: World) -> Triples:
+  """In any order, who has each object and the room where each actor is; where is an object?
+
+  The ids of the two relations follow those of the world: `world.vocab + 2` in all.
+  """
+  keys = jax.random.split(key, 4)
+  actor, thing, room = 1, 1 + world.actors, 1 + world.actors + world.objects
+  holder = jax.random.randint(keys[0], (batch, world.objects), 0, world.actors)
+  place = jax.random.randint(keys[1], (batch, world.actors), 0, world.rooms)
+  subject = jnp.concatenate([thing + jnp.arange(world.objects), actor + jnp.arange(world.actors)])
+  relation = world.vocab + (subject < thing)
+  told = jnp.concatenate([actor + holder, room + place], axis=1)
+  order = jnp.argsort(jax.random.uniform(keys[2], told.shape), axis=1)
+  asked = jax.random.randint(keys[3], (batch, 1), 0, world.objects)
+  who = jnp.take_along_axis(holder, asked, axis=1)
+  where = jnp.take_along_axis(place, who, axis=1)[:, 0]
+  return Triples(
+    keys=jnp.stack([subject, relation], axis=1)[order].astype(jnp.int32),
+    values=jnp.take_along_axis(told, order, axis=1)[:, :, None].astype(jnp.int32),
+    question=(thing + asked).astype(jnp.int32),
+    answer=(room + where).astype(jnp.int32),
+  )

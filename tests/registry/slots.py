@@ -1,11 +1,13 @@
 """Rows of `memjax.slots`."""
 
 import jax
+import jax.numpy as jnp
 
 from memjax.core import Memory
 from memjax.slots import (
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
+  KeyValueMemoryNetwork,
   NeuralTuringMachine,
   RelationalMemory,
 )
@@ -30,28 +32,43 @@ def _memn2n(**options):
   return lambda rngs: EndToEndMemoryNetwork(11, 4, slots=3, words=2, hops=2, **options, rngs=rngs)
 
 
-class _OneWord(Memory):
-  """Sentences of one word, given as ids from 0: what law 10 asks."""
+def _kv(**options):
+  return lambda rngs: KeyValueMemoryNetwork(
+    11, 4, slots=4, key_words=2, init=0.5, **options, rngs=rngs
+  )
 
-  def __init__(self, rngs, **options):
-    self.net = EndToEndMemoryNetwork(
-      10, 16, slots=4, words=1, hops=1, position=None, **options, rngs=rngs
-    )
+
+class _OneWord(Memory):
+  """Items of one word, given as ids from 0, for a memory over items of some: what law 10 asks."""
+
+  def __init__(self, net, words=1):
+    self.net, self.words = net, words
 
   def init_state(self, batch):
     return self.net.init_state(batch)
 
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
-    y, state = self.net(x[:, :, None] + 1, state, reset=reset, valid=valid, context=context)
+    items = jnp.repeat(x[:, :, None] + 1, self.words, axis=2)
+    y, state = self.net(items, state, reset=reset, valid=valid, context=context)
     return y[:, :, 1:], state
 
 
 def _recalls(**options):
-  return Task(make=lambda rngs: _OneWord(rngs, **options), steps=400)
+  options = {"slots": 4, "words": 1, "hops": 1, "position": None} | options
+  return Task(make=lambda rngs: _OneWord(EndToEndMemoryNetwork(10, 16, **options, rngs=rngs)))
+
+
+def _kv_recalls(rngs):
+  net = KeyValueMemoryNetwork(10, 16, slots=4, key_words=1, hops=1, temporal=True, rngs=rngs)
+  return _OneWord(net, words=2)
 
 
 def _sentences(key, batch, length):
   return jax.random.randint(key, (batch, length, 2), 0, 11)
+
+
+def _key_values(key, batch, length):
+  return jax.random.randint(key, (batch, length, 3), 0, 11)
 
 
 ROWS: list[Row] = [
@@ -73,5 +90,13 @@ ROWS: list[Row] = [
     dim=2,
     inputs=_sentences,
     task=_recalls(tying="layerwise"),
+  ),
+  Row("kv-memnn", _kv(), dim=3, inputs=_key_values, task=Task(make=_kv_recalls)),
+  Row(
+    "kv-memnn-select",
+    _kv(select=2, temporal=True, position=True, rotate_last=True, shared_answers=False),
+    dim=3,
+    inputs=_key_values,
+    task=Task(make=_kv_recalls),
   ),
 ]

@@ -34,3 +34,15 @@ def test_answers_follow_from_the_statements(hops):
 def test_too_short_a_story_is_refused():
   with pytest.raises(ValueError, match="length=2 must exceed actors=2"):
     two_hop.sample(jax.random.key(0), 1, WORLD, length=2)
+
+
+def test_answers_follow_from_the_triples():
+  stories = jax.jit(two_hop.sample_triples, static_argnums=(1, 2))(jax.random.key(0), 200, WORLD)
+  keys, values, question, answer = (np.asarray(a) for a in jax.tree.leaves(stories))
+  orders = set()
+  for k, v, q, a in zip(keys, values, question, answer, strict=True):
+    told = {tuple(key): value for key, (value,) in zip(k, v, strict=True)}
+    assert sorted(told) == [(1, 11), (2, 11), (3, 10), (4, 10), (5, 10)]
+    assert a == told[told[q[0], 10], 11]
+    orders.add(tuple(k[:, 0]))
+  assert set(answer) == {6, 7, 8, 9} and len(orders) > 50
