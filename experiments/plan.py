@@ -4,6 +4,7 @@
     python -m experiments.plan --config=experiments/configs/text.py --topology=v5e:4x4
     python -m experiments.plan --config=... --topology=v5p:4x8x8 --config.mesh.fsdp=64 --tokens=1e12
     python -m experiments.plan --all                     # docs/plans, all anew
+    python -m experiments.plan --scaling                 # docs/plans/scaling.md
 
 Compiles the recipe's real training step with the TPU's compiler, and prints for one chip: HBM by
 what it holds, FLOPs, bytes over each mesh axis, the time of a step if every part of the chip were
@@ -38,7 +39,7 @@ def define() -> None:
 
 def main(config, recipe: str) -> None:
   """Prints the plan; ends the program with 1 if it does not fit."""
-  from experiments.planning import plans, render
+  from experiments.planning import apart, plans, render
 
   given = config.get("plan", {})
   topology = flags.FLAGS.topology or given.get("topology")
@@ -46,7 +47,8 @@ def main(config, recipe: str) -> None:
     cli.fail("give the chips to plan for: --topology=v5e:4x4, --topology=v5p:4x8x8, ...")
   tokens = flags.FLAGS.tokens or given.get("tokens")
   with cli.one_line():
-    plan = plans.make(config, recipe, topology, vocabulary(config, flags.FLAGS.vocab))
+    vocab = vocabulary(config, flags.FLAGS.vocab)
+    plan = apart.run(plans.make, config, recipe, topology, vocab, True)
   if flags.FLAGS.json:
     print(json.dumps(plan.as_dict(tokens), indent=2))
   else:
@@ -69,4 +71,8 @@ if __name__ == "__main__":
     from experiments.planning import stored
 
     sys.exit(stored.main([word for word in sys.argv[1:] if word != "--all"]))
+  if "--scaling" in sys.argv[1:]:
+    from experiments.planning import scaling
+
+    sys.exit(scaling.main())
   cli.run_recipe(main, define)

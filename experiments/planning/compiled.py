@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from memjax.training import TrainState, table_names
 PARTS = ("parameters", "tables", "optimiser", "table optimiser", "memory state", "other", "batch")
 # How often a branch beside one that does nothing is taken: pairs of blocks under a causal mask.
 IDLE = 0.5
+THREAD = "compile"  # the name of that in which the compiler runs
 _NO_BUFFER = ("parameter", "get-tuple-element", "bitcast", "tuple", "while", "dynamic-update-slice")
 
 
@@ -52,7 +54,7 @@ class Compiled:
   Attributes:
     memory: see there.   refusal: what the compiler said if it found no room, else "".
     collectives, traffic: of a step.
-    counted_flops: what `cost_analysis` says, loops taken once; NaN after a refusal.
+    counted_flops: what `cost_analysis` says, loops taken once; NaN after a refusal or `early`.
     seconds: that lowering and compiling took.   text: the program.
   """
 
@@ -65,36 +67,72 @@ class Compiled:
   text: str = dataclasses.field(repr=False, default="")
 
 
-def compile_step(step, state: TrainState, batch: Any, mesh: Mesh) -> Compiled:
+def compile_step(
+  step, state: TrainState, batch: Any, mesh: Mesh, *, early: float = 0
+) -> Compiled:  # fmt: skip
   """Compiles `step(state, batch)`, all abstract and with shardings, for the mesh's TPU devices.
 
   The program is read from what the compiler dumps: it does so also where it finds no room, and
   `compiled.as_text()` needs a jaxlib that knows all of the compiler's instructions.
 
+  Args:
+    early: a program that needs fewer bytes than this is read once all buffers have their places,
+      long before the compiler is done with the machine's code. It goes on in a thread: end the
+      process soon (`apart.run`).
+
   Raises:
     jax.errors.JaxRuntimeError: the compiler refuses it for another reason than memory.
   """
   began, refusal, flops, host = time.monotonic(), "", math.nan, 0
-  with tempfile.TemporaryDirectory() as folder:
-    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    try:
-      with jax.set_mesh(mesh):  # the chip that kernels are picked for
-        program = step.lower(state, batch).compile(compiler_options=options)
-      flops = (program.cost_analysis() or {}).get("flops", math.nan)
-      said = program.memory_analysis()
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with jax.set_mesh(mesh):  # the chip that kernels are picked for
+      lowered = step.lower(state, batch)
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(
+      target=_compile, args=(lowered, folder, outcome), name=THREAD, daemon=True
+    )
+    thread.start()
+    while thread.is_alive() and not _placed(folder, early):
+      thread.join(0.2)
+    if "error" in outcome:
+      if "RESOURCE_EXHAUSTED" not in str(outcome["error"]):
+        raise outcome["error"]
+      refusal = str(outcome["error"]).splitlines()[0]
+    elif "program" in outcome:
+      flops = (outcome["program"].cost_analysis() or {}).get("flops", math.nan)
+      said = outcome["program"].memory_analysis()
       host = said.host_temp_size_in_bytes + said.host_argument_size_in_bytes
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      refusal = str(error).splitlines()[0]
     text, report = _dumped(folder, "after_optimizations"), _dumped(folder, "memory-usage-report")
   seconds = time.monotonic() - began
   parsed = parse(text)
-  total = re.search(r"\(color=0\)\nTotal bytes: (\d+)", report)
-  needs = int(total.group(1)) if total else 0
-  memory = Memory(argument_bytes(state, batch), needs, host, _largest(parsed))
+  memory = Memory(argument_bytes(state, batch), _total(report), host, _largest(parsed))
   found = of_program(parsed, mesh.shape)
   return Compiled(memory, refusal, found, traffic(parsed, IDLE), flops, seconds, text)
+
+
+def _compile(lowered, folder: str, found: dict[str, Any]) -> None:
+  """Puts the program, or the error, into `found`."""
+  options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+  try:
+    found["program"] = lowered.compile(compiler_options=options)
+  except Exception as error:
+    found["error"] = error
+
+
+def _placed(folder: str, early: float) -> bool:
+  """Whether text and report are there, and the program needs fewer bytes than `early`: of one that
+  does not, or that uses the host's memory, the compiler has more to say."""
+  last = "*after_buffer_assignment.txt"  # of what is dumped
+  if not early or not list(pathlib.Path(folder).glob(last)):
+    return False
+  needs = _total(_dumped(folder, "memory-usage-report"))
+  return 0 < needs < early and "S(5)" not in _dumped(folder, "after_optimizations")
+
+
+def _total(report: str) -> int:
+  """Bytes of device memory that a report states."""
+  total = re.search(r"\(color=0\)\nTotal bytes: (\d+)", report)
+  return int(total.group(1)) if total else 0
 
 
 def _dumped(folder: str, what: str) -> str:

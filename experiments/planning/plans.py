@@ -83,8 +83,11 @@ class Plan:
     return found
 
 
-def make(config, recipe: str, topology: str, vocab: int) -> Plan:
+def make(config, recipe: str, topology: str, vocab: int, early: bool = False) -> Plan:
   """Compiles a recipe's step for a topology, and reads the program.
+
+  Args:
+    early: of a program that fits with some room, code is not waited for (`compile_step`).
 
   Raises:
     ValueError: the topology is unknown; the recipe cannot lie on it so.
@@ -92,7 +95,8 @@ def make(config, recipe: str, topology: str, vocab: int) -> Plan:
   machine = find(topology)
   devices = machine.devices or stand_in(machine)
   step = steps.build(config, vocab, devices)
-  program = compiled.compile_step(step.run, step.state, step.batch, step.mesh)
+  most = 0.95 * machine.chip.hbm_bytes if early else 0
+  program = compiled.compile_step(step.run, step.state, step.batch, step.mesh, early=most)
   return of(config, recipe, machine, step, program)
 
 

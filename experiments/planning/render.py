@@ -1,5 +1,7 @@
 """A plan as text, the same in a terminal and in Markdown."""
 
+import math
+
 from experiments.planning.plans import Plan
 
 GIB = 2**30
@@ -50,8 +52,10 @@ def _work(plan: Plan) -> str:
   rows = [
     ["model", _tera(plan.model_flops), "3 forward passes, counted on the jaxpr"],
     ["hardware", _tera(plan.hardware_flops), "the step's jaxpr, what is recomputed included"],
-    ["compiler", _tera(plan.counted_flops), "cost_analysis: loops once, kernels by estimate"],
   ]
+  if not math.isnan(plan.counted_flops):
+    said = "cost_analysis: loops once, kernels by estimate"
+    rows.append(["compiler", _tera(plan.counted_flops), said])
   return table(["FLOPs of a chip", "TFLOP", "what"], rows)
 
 

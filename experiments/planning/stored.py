@@ -2,17 +2,19 @@
 
 import argparse
 import dataclasses
+import importlib.metadata
 import pathlib
 import runpy
 from typing import Any
 
 import jax
 
-from experiments.planning import plans
+from experiments.planning import apart, plans
 from experiments.planning.render import render, table
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "docs/plans"
+MARK = "<!-- the table is made by the command -->\n"
 GIB = 2**30
 
 
@@ -53,6 +55,7 @@ STORED: tuple[Stored, ...] = (
   Stored("memory_plus_8b_v5p_512", "pod_memory_plus_8b"),
   Stored("memory_plus_8b_v6e_256", "pod_memory_plus_8b", "v6e:16x16"),
   Stored("rmt_1m", "pod_rmt_1m"),
+  Stored("rmt_256k", "pod_rmt_1m", changes=(("sequence_length", 2**18),)),
   Stored("long_7b", "pod_long_7b"),
 )
 
@@ -61,57 +64,66 @@ def make(one: Stored) -> tuple[plans.Plan, str]:
   """The plan, and the text of its file."""
   config = one.config()
   topology = one.topology or config.plan.topology
-  plan = plans.make(config, one.path, topology, config.plan.vocab)
-  versions = f"jax {jax.__version__}, libtpu {_libtpu()}"
-  text = f"# {one.name}\n\n```sh\n{one.command()}\n```\n\n{versions}.\n\n"
+  plan = apart.run(plans.make, config, one.path, topology, config.plan.vocab, True)
+  text = f"# {one.name}\n\n```sh\n{one.command()}\n```\n\n{versions()}.\n\n"
   return plan, text + render(plan, config.plan.tokens)
 
 
-def _libtpu() -> str:
-  import importlib.metadata
+def versions() -> str:
+  """Of what compiles."""
+  return f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
 
-  return importlib.metadata.version("libtpu")
+
+COLUMNS = [
+  "plan", "chips", "mesh", "tokens a step", "GiB a chip", "compute ms", "HBM ms",
+  "interconnect ms", "utilisation", "tokens/s a chip",
+]  # fmt: skip
 
 
-def summary(made: dict[str, plans.Plan]) -> str:
-  """The table of all plans."""
-  rows = []
-  for name, plan in made.items():
-    roof = plan.roofline
-    mesh = " ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
-    times = (roof.compute, roof.memory, roof.interconnect)
-    rows.append(
-      [
-        f"[{name}]({name}.md)", plan.topology, mesh, f"{plan.tokens:,}",
-        f"{plan.memory.needs / GIB:.1f} of {plan.capacity / GIB:.0f}",
-        *(f"{1e3 * t:,.0f}" for t in times),
-        f"{plan.serial_utilisation:.0%} to {plan.utilisation:.0%}",
-        f"{plan.tokens_per_second / plan.chips:,.0f}",
-      ]
-    )  # fmt: skip
-  columns = [
-    "plan", "chips", "mesh", "tokens a step", "GiB a chip", "compute ms", "HBM ms",
-    "interconnect ms", "utilisation", "tokens/s a chip",
+def row(name: str, plan: plans.Plan) -> list[str]:
+  """A plan's row of the table of all."""
+  roof = plan.roofline
+  mesh = " ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
+  times = (roof.compute, roof.memory, roof.interconnect)
+  return [
+    f"[{name}]({name}.md)", plan.topology, mesh, f"{plan.tokens:,}",
+    f"{plan.memory.needs / GIB:.1f} of {plan.capacity / GIB:.0f}",
+    *(f"{1e3 * t:,.0f}" for t in times),
+    f"{plan.serial_utilisation:.0%} to {plan.utilisation:.0%}",
+    f"{plan.tokens_per_second / plan.chips:,.0f}",
   ]  # fmt: skip
-  return table(columns, rows)
+
+
+def put_row(page: str, new: list[str]) -> str:
+  """The page with this row in its table, in the order of `STORED`."""
+  before, mark, after = page.partition(MARK)
+  lines = [line for line in after.splitlines() if line.startswith("| [")]
+  rows = {
+    cells[0]: cells for cells in ([c.strip() for c in line[1:-1].split("|")] for line in lines)
+  }
+  rows[new[0]] = new
+  order = [f"[{one.name}]({one.name}.md)" for one in STORED]
+  return (
+    before + mark + "\n" + table(COLUMNS, [rows[name] for name in order if name in rows]) + "\n"
+  )
 
 
 def main(arguments: list[str]) -> int:
-  """Writes the plans and their table; 1 if one does not fit."""
+  """Writes the plans and their rows in the table; 1 if one does not fit."""
   parser = argparse.ArgumentParser(prog="python -m experiments.plan --all")
   parser.add_argument("--only", nargs="+", choices=[one.name for one in STORED])
   options = parser.parse_args(arguments)
-  made = {}
+  status, readme = 0, FOLDER / "README.md"
   for one in STORED:
     if options.only and one.name not in options.only:
       continue
     plan, text = make(one)
-    made[one.name] = plan
     (FOLDER / f"{one.name}.md").write_text(text)
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    print(f"{one.name}: {verdict}, compiled in {plan.seconds:.0f} s", flush=True)
-  if not options.only:
-    readme = FOLDER / "README.md"
-    before, mark, _ = readme.read_text().partition("<!-- the table is made by the command -->\n")
-    readme.write_text(before + mark + "\n" + summary(made) + "\n")
-  return 0 if all(plan.fits for plan in made.values()) else 1
+    readme.write_text(put_row(readme.read_text(), row(one.name, plan)))
+    print(f"{one.name}: {_verdict(plan)}, compiled in {plan.seconds:.0f} s", flush=True)
+    status |= not plan.fits
+  return status
+
+
+def _verdict(plan: plans.Plan) -> str:
+  return "fits" if plan.fits else "DOES NOT FIT"

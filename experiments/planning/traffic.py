@@ -108,9 +108,10 @@ def _fusion(
   for place, result in enumerate(results):
     source = _through(inner, result)
     space = spaces[place][0] if place < len(spaces) else 0
-    if source.opcode == "dynamic-update-slice":  # in place: the piece is written
-      updated.add(_through(inner, inner[source.operands[0]]).name)
-      yield space, inner[source.operands[1]].bytes
+    written = _written(program, inner, source)
+    if written is not None:
+      updated.add(written[0])
+      yield space, written[1]
     else:
       yield space, spaces[place][1] if place < len(spaces) else result.bytes
   for place, operand in enumerate(operands):
@@ -122,6 +123,22 @@ def _fusion(
       yield from _spaced(operand)
     else:
       yield _spaces(operand.type)[0][0] if _spaces(operand.type) else 0, pieces
+
+
+def _written(program: Program, inner, one: Instruction) -> tuple[str, float] | None:
+  """The array that an instruction of a fusion changes in place, and the bytes put there."""
+  if one.opcode in ("dynamic-update-slice", "scatter"):
+    pieces = inner[one.operands[1 if one.opcode == "dynamic-update-slice" else 2]]
+    return _through(inner, inner[one.operands[0]]).name, pieces.bytes
+  nested = _body(program, one)
+  if nested is None:
+    return None
+  root = next(i for i in nested.values() if i.root)
+  found = _written(program, nested, _through(nested, root))
+  if found is None or nested[found[0]].opcode != "parameter":
+    return None
+  operand = one.operands[int(nested[found[0]].arguments)]
+  return _through(inner, inner[operand]).name, found[1]
 
 
 def _read_in_pieces(program: Program, inner, parameter: Instruction) -> float | None:

@@ -124,16 +124,21 @@ def update_rows(
   run = by_platform(
     update, cpu=functools.partial(update, block=block),
     cuda=functools.partial(large, sums=lazy(f"{_HERE}.gpu_rows", "sum_sorted")),
-    tpu=functools.partial(large, sums=_tpu_sums),
+    tpu=functools.partial(large, sums=_tpu_sums, apart=True),
   )  # fmt: skip
   return run(ids, weights, vectors, arrays, carry)
 
 
 def _update(
   fn, ids, weights, vectors, arrays, carry, *, chunk: int, block: int = WHOLE,
-  sums: Callable | None = None,
+  sums: Callable | None = None, apart: bool = False,
 ):  # fmt: skip
-  """See `update_rows`."""
+  """See `update_rows`.
+
+  Args:
+    apart: a chunk's new rows are all there before one is written: XLA for TPUs else reads bfloat16
+      rows inside of the scatter, for which it copies the whole table, chunk by chunk.
+  """
   rows = jax.tree.leaves(arrays)[0].shape[0]
 
   def visit(loop, row, rank, gradient, live):
@@ -141,10 +146,11 @@ def _update(
     at = jnp.minimum(row, rows - 1)
     old = jax.tree.map(lambda a: a.at[at].get(mode="promise_in_bounds"), arrays)
     carry, new = fn(carry, gradient, old, live)
+    new = jax.lax.optimization_barrier(new) if apart else new
     put = lambda a, b: a.at[row].set(b.astype(a.dtype), **PUT)  # noqa: E731
     return carry, jax.tree.map(put, arrays, new)
 
-  return _visit(ids, weights, vectors, rows, chunk, block, visit, (carry, arrays), sums)
+  return _visit(ids, weights, vectors, rows, chunk, block, visit, (carry, arrays), sums, skip=apart)
 
 
 def sum_sorted(
@@ -174,12 +180,13 @@ def _read(order, weights) -> tuple[jax.Array, jax.Array]:
 
 def _visit(
   ids, weights, vectors, rows: int, chunk: int, block: int, fn: Callable, carry: Any,
-  sums: Callable | None = None,
+  sums: Callable | None = None, *, skip: bool = False,
 ):  # fmt: skip
   """Hands each touched row to `fn` once, complete, in ascending order, about a chunk at a time.
 
   Args:
     sums: a kernel in place of `sum_sorted`.
+    skip: chunks of padding cost nothing: on a mesh, most reads are of other devices' rows.
     block: R, the greatest number of rows for `fn`.
     fn: `(carry, row [R], rank [R], gradient [R, dv], live [R]) -> carry`; where `live` is false,
       the gradient is 0 and rows are N and more, ascending, for a scatter to drop.
@@ -222,5 +229,10 @@ def _visit(
       carry = jax.lax.while_loop(more, step, (carry, jnp.zeros_like(end)))[0]
     return (carry, {"rank": rank[-1], "row": row[-1], "sum": summed[end]}), None
 
+  def body_or_nothing(loop, reads):
+    some = (reads[0][0] < rows) | (loop[1]["row"] < rows)  # to sum, or left open
+    return jax.lax.cond(some, body, lambda loop, _: (loop, None), loop, reads)
+
+  run = body_or_nothing if skip else body
   begun = {"rank": jnp.int32(0), "row": reads.row[0], "sum": jnp.zeros(vectors.shape[1])}
-  return jax.lax.scan(body, (carry, begun), (row, order, rank))[0][0]
+  return jax.lax.scan(run, (carry, begun), (row, order, rank))[0][0]

@@ -1,8 +1,10 @@
 """Plans of tiny recipes: figures against those computed by hand, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -12,7 +14,18 @@ from jax.sharding import Mesh
 from experiments import flops
 from experiments.chips import CHIPS
 from experiments.configs import text
-from experiments.planning import compiled, plans, render, roofline, steps, stored, topologies
+from experiments.planning import (
+  apart,
+  compiled,
+  plans,
+  render,
+  roofline,
+  steps,
+  stored,
+  topologies,
+  traffic,
+)
+from memjax.testing import hlo
 from memjax.testing.collectives import Collective
 from tests.experiments.conftest import ROOT, TINY
 from tests.pallas_kernels.aot import requires_libtpu
@@ -220,3 +233,63 @@ def test_a_stored_plan_is_in_step_with_its_recipe():
   one = next(one for one in stored.STORED if one.name == "long_7b")
   _, text = stored.make(one)
   assert text == (stored.FOLDER / f"{one.name}.md").read_text()
+
+
+@requires_libtpu
+def test_a_program_is_the_same_before_its_code_is_made(plan):
+  config = recipe(**{"mesh.fsdp": 2})
+  step = steps.build(config, VOCAB, topologies.find("v5e:2x2").devices)
+  early = compiled.compile_step(step.run, step.state, step.batch, step.mesh, early=2**34)
+  for thread in threading.enumerate():
+    if thread.name == compiled.THREAD:
+      thread.join()
+  assert early.memory == plan.memory and early.traffic.hbm == plan.hbm_bytes
+  assert len(early.collectives) >= len(plan.exchanges) and not early.refusal
+
+
+def test_errors_of_another_process_come_back():
+  with pytest.raises(ValueError, match="'v9' is not one of the chips"):
+    apart.run(topologies.find, "v9:2x2")
+  with pytest.raises(RuntimeError, match="exit status 3"):
+    apart.run(os._exit, 3)
+
+
+def test_a_new_plan_has_its_row_in_the_order_of_all():
+  page = f"words\n{stored.MARK}\n"
+  names = [one.name for one in stored.STORED]
+  cells = lambda name, value: [f"[{name}]({name}.md)", *[value] * (len(stored.COLUMNS) - 1)]  # noqa: E731
+  for name, value in ((names[2], "a"), (names[0], "b"), (names[2], "c")):
+    page = stored.put_row(page, cells(name, value))
+  rows = [line for line in page.splitlines() if line.startswith("| [")]
+  assert page.startswith("words\n") and len(rows) == 2
+  assert names[0] in rows[0] and "| b" in rows[0] and names[2] in rows[1] and "| c" in rows[1]
+
+
+SCATTER = """HloModule m
+
+%inner (p0: f32[1000,128], p1: s32[4], p2: f32[4,128]) -> f32[1000,128] {
+  %p0 = f32[1000,128] parameter(0)
+  %p1 = s32[4] parameter(1)
+  %p2 = f32[4,128] parameter(2)
+  ROOT %s = f32[1000,128] scatter(%p0, %p1, %p2), to_apply=%add
+}
+
+%outer (q0: f32[1000,128], q1: s32[4], q2: f32[4,128]) -> f32[1000,128] {
+  %q0 = f32[1000,128] parameter(0)
+  %q1 = s32[4] parameter(1)
+  %q2 = f32[4,128] parameter(2)
+  ROOT %f = f32[1000,128] fusion(%q0, %q1, %q2), kind=kCustom, calls=%inner
+}
+
+ENTRY %main (a0: f32[1000,128], a1: s32[4], a2: f32[4,128]) -> f32[1000,128] {
+  %a0 = f32[1000,128] parameter(0)
+  %a1 = s32[4] parameter(1)
+  %a2 = f32[4,128] parameter(2)
+  ROOT %r = f32[1000,128] fusion(%a0, %a1, %a2), kind=kCustom, calls=%outer
+}
+"""
+
+
+def test_a_scatter_in_place_moves_the_rows_that_it_writes():
+  rows, ids = 4 * 128 * 4, 4 * 4
+  assert traffic.traffic(hlo.parse(SCATTER)).hbm == rows + rows + ids  # read, and written
