@@ -1,7 +1,7 @@
 """The contract and what it needs: states, modules, the side channel, shardings. Imports no
 family."""
 
-from memjax.core import channel, checks, late, lookup
+from memjax.core import borders, channel, checks, late, lookup
 from memjax.core.chunk import chunk
 from memjax.core.memory import Context, Memory, bounded, clean, scan, segments
 from memjax.core.module import (
@@ -47,6 +47,7 @@ __all__ = [
   "as_state",
   "axes",
   "batch_size",
+  "borders",
   "bounded",
   "channel",
   "checks",

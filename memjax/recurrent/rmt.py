@@ -18,6 +18,7 @@ from memjax.core import (
   Memory,
   Replay,
   as_state,
+  borders,
   channel,
   checks,
   clean,
@@ -173,16 +174,8 @@ class RecurrentMemoryTransformer(Memory):
     x, length = clean(x, valid), x.shape[1]
     if self.sequence_sharding is not None:
       self.check_layout(self.sequence_sharding, length)
-    if length % self.segment == 0:
-      return self._whole(x, state, reset, valid, context)
-    if length < self.segment:
-      return self._open(x, state, reset, valid, context)
-    near = length // self.segment * self.segment
-    raise ValueError(
-      f"x has T={length} tokens; with segment={self.segment} a call takes whole segments (T={near} "
-      f"or {near + self.segment}) or a part of one (T < {self.segment}): pad with valid=False, or "
-      "call twice"
-    )
+    run = self._whole if borders.whole(length, self.segment) else self._open
+    return run(x, state, reset, valid, context)
 
   # Whole segments: T = m g.
 
@@ -195,7 +188,7 @@ class RecurrentMemoryTransformer(Memory):
     folded, valid = fold(x), fold(valid)
     if context is not None:
       context = context.with_tokens(fold(context.tokens))
-    start, late = _resets(fold(reset), valid, cut)
+    start, late = borders.resets(fold(reset), valid, cut)
     active = None if valid is None else jnp.any(valid, axis=-1)
     y, border = scan(
       self._segment, (folded, valid, late), _Border(state.memory, state.filled),
@@ -215,7 +208,7 @@ class RecurrentMemoryTransformer(Memory):
     broken = (border.filled != 0)[:, None]
     broken = broken if late is None else broken | late
     filled = jnp.where(broken[:, -1], -1, 0)
-    return _poison(y, broken, valid), _Border(memory, filled)
+    return borders.poison(y, broken, valid), _Border(memory, filled)
 
   def _measure(self, old, new, valid):
     rows = None if valid is None else jnp.any(valid, axis=1)
@@ -241,7 +234,7 @@ class RecurrentMemoryTransformer(Memory):
   def _open(self, x, state, reset, valid, context):
     self._check_carry()
     batch, length, _ = x.shape
-    start, late = _resets(reset, valid)
+    start, late = borders.resets(reset, valid)
     if start is not None:
       state = select(start, self.init_state(batch), state)
     came = jnp.ones((batch, length), jnp.bool_) if valid is None else valid
@@ -259,13 +252,13 @@ class RecurrentMemoryTransformer(Memory):
       return memory, select(ends, self.body.init_state(batch), body)
 
     begins = (state.filled == 0) & jnp.any(came, axis=1)
-    body = _if_any(begins, read, state.body)
+    body = borders.if_any(begins, read, state.body)
     inner = _fold(self._context(context, batch, (0, length, 0)), TEXT)
     y, body = self.body(x, body, valid=valid, context=inner)
     ends = (filled[:, -1] == self.segment) & ~broken[:, -1]
-    memory, body = _if_any(ends, write, (state.memory, body))
+    memory, body = borders.if_any(ends, write, (state.memory, body))
     filled = jnp.where(broken[:, -1], -1, jnp.where(ends, 0, filled[:, -1]))
-    return _poison(y, broken, valid), RMTState(memory, body, filled)
+    return borders.poison(y, broken, valid), RMTState(memory, body, filled)
 
   def _block(self, kind: int, rows, block, body, context):
     """Runs the read or the write block in the rows that are due."""
@@ -312,27 +305,6 @@ def _causal(body: Memory) -> bool:
   memories = [m for m in submodules(body) if isinstance(m, Memory)]
   innermost = [m for m in memories if sum(isinstance(s, Memory) for s in submodules(m)) == 1]
   return all(m.causal or getattr(m, "span", None) is not None for m in innermost)
-
-
-def _resets(reset, valid, cut=None):
-  """`[...]`: a reset stands before the first valid token; `[..., T]`: one has come too late."""
-  if reset is None:
-    return None, None
-  valid = jnp.ones(reset.shape, jnp.bool_) if valid is None else valid
-  before = sequence.cumsum(valid.astype(jnp.int32), cut) > valid
-  late = sequence.cumsum((reset & before).astype(jnp.int32), cut) > 0
-  return jnp.any(reset & ~before, axis=-1), late
-
-
-def _poison(y, broken, valid):
-  broken = jnp.broadcast_to(broken, y.shape[:2])
-  return jnp.where((broken if valid is None else broken & valid)[..., None], jnp.nan, y)
-
-
-def _if_any(rows, fn, tree):
-  """`fn(tree)` if a row is due, else `tree`: the blocks cost once a segment, not once a token."""
-  with channel.muted():
-    return jax.lax.cond(jnp.any(rows), fn, lambda tree: tree, tree)
 
 
 def _fold(context: Context | None, index: int) -> Context | None:

@@ -1,12 +1,15 @@
 """Memories of a few slots that a network reads and rewrites."""
 
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
+from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
 
 __all__ = [
+  "ELMUR",
+  "ELMURState",
   "DNCLinks",
   "DNCState",
   "DifferentiableNeuralComputer",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from memjax.core import Memory
 from memjax.slots import (
+  ELMUR,
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
@@ -36,6 +37,10 @@ def _kv(**options):
   return lambda rngs: KeyValueMemoryNetwork(
     11, 4, slots=4, key_words=2, init=0.5, **options, rngs=rngs
   )
+
+
+def _elmur(dim, **options):
+  return lambda rngs: ELMUR(dim, heads=2, segment=3, distance=8, **options, rngs=rngs)
 
 
 class _OneWord(Memory):
@@ -99,4 +104,5 @@ ROWS: list[Row] = [
     inputs=_key_values,
     task=Task(make=_kv_recalls),
   ),
+  Row("elmur", _elmur(4, hidden=4), dim=4, task=Task(make=_elmur(16), dim=16)),
 ]
