@@ -3,6 +3,7 @@
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
+from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
@@ -16,6 +17,8 @@ __all__ = [
   "EndToEndMemoryNetwork",
   "KeyValueMemoryNetwork",
   "KeyValueState",
+  "LRUAMemory",
+  "LRUAState",
   "MemN2NState",
   "NTMState",
   "NeuralTuringMachine",

@@ -32,12 +32,12 @@ def _time_first(layer: Linear, x: jax.Array) -> jax.Array:
   return jnp.swapaxes(layer(jnp.swapaxes(x, 0, 1)), 0, 1).astype(jnp.float32)
 
 
-def _forget_bias(key, shape, dtype):
-  return jnp.repeat(jnp.asarray([0, 1, 0, 0], dtype), shape[0] // 4)
+def _forget_bias(value: float):
+  return lambda key, shape, dtype: jnp.repeat(jnp.asarray([0, value, 0, 0], dtype), shape[0] // 4)
 
 
 class LSTM(nnx.Module):
-  """An LSTM over a token and what the memory feeds back (gates i, f, g, o; forget bias 1).
+  """An LSTM over a token and what the memory feeds back (gates i, f, g, o).
 
   Args:
     dim: token width D.
@@ -45,11 +45,12 @@ class LSTM(nnx.Module):
     hidden: cells C of a layer.
     layers: how many, each over the one below.
     learned_start: the first h and c are trained; zeros otherwise.
+    forget_bias: what the bias of the gates f starts from.
   """
 
   def __init__(
     self, dim: int, extra: int, hidden: int, *, layers: int = 1, learned_start: bool = False,
-    param_dtype=jnp.float32, rngs: nnx.Rngs,
+    forget_bias: float = 1.0, param_dtype=jnp.float32, rngs: nnx.Rngs,
   ):  # fmt: skip
     checks.positive(dim=dim, hidden=hidden, layers=layers)
     self.hidden, self.inner, self.recurrent = hidden, nnx.List(), nnx.List()
@@ -57,7 +58,7 @@ class LSTM(nnx.Module):
       below, back = (dim, extra + hidden) if layer == 0 else (hidden, hidden)
       make = {"init": _glorot(below + back, 4 * hidden), "param_dtype": param_dtype, "rngs": rngs}
       names = ("embed" if layer == 0 else "memory", "memory")
-      make_inner = make | {"bias": True, "bias_init": _forget_bias, "axes": names}
+      make_inner = make | {"bias": True, "bias_init": _forget_bias(forget_bias), "axes": names}
       self.inner.append(Linear(below, 4 * hidden, **make_inner))
       self.recurrent.append(Linear(back, 4 * hidden, axes=("memory", "memory"), **make))
     init, shape, names = nnx.initializers.normal(0.05), (layers, 2, hidden), ("memory",) * 3

@@ -9,6 +9,7 @@ from memjax.slots import (
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
+  LRUAMemory,
   NeuralTuringMachine,
   RelationalMemory,
 )
@@ -27,6 +28,11 @@ def _rmc(**options):
 def _dnc(**options):
   small = {"slots": 4, "width": 3, "read_heads": 1, "hidden": 4}
   return lambda rngs: DifferentiableNeuralComputer(4, **(small | options), rngs=rngs)
+
+
+def _lrua(**options):
+  small = {"slots": 4, "width": 3, "heads": 2, "hidden": 4}
+  return lambda rngs: LRUAMemory(4, **(small | options), rngs=rngs)
 
 
 def _memn2n(**options):
@@ -88,6 +94,8 @@ ROWS: list[Row] = [
   Row("dnc", _dnc(), dim=4),
   Row("dnc-heads", _dnc(read_heads=2, write_heads=2, strength="softplus"), dim=4),
   Row("dnc-no-link", _dnc(use_link=False), dim=4),
+  Row("lrua", _lrua(), dim=4),
+  Row("lrua-key", _lrua(write_value="key", heads=1), dim=4),
   Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),
   Row(
     "memn2n-layerwise",
