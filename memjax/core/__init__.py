@@ -1,7 +1,7 @@
 """The contract and what it needs: states, modules, the side channel, shardings. Imports no
 family."""
 
-from memjax.core import borders, channel, checks, late, lookup
+from memjax.core import borders, channel, checks, late, lookup, segmented
 from memjax.core.chunk import chunk
 from memjax.core.memory import Context, Memory, bounded, clean, scan, segments
 from memjax.core.module import (
@@ -65,6 +65,7 @@ __all__ = [
   "replay_scan",
   "scan",
   "segments",
+  "segmented",
   "select",
   "split",
   "state_bytes",

@@ -3,6 +3,7 @@
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
+from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
@@ -14,6 +15,8 @@ __all__ = [
   "DNCLinks",
   "DNCState",
   "DifferentiableNeuralComputer",
+  "LM2",
+  "LM2State",
   "EndToEndMemoryNetwork",
   "KeyValueMemoryNetwork",
   "KeyValueState",

@@ -226,3 +226,10 @@ def _erase_add_backward(saved, dnew):
 
 
 _erase_add.defvjp(lambda *args: (_erase_add(*args), args), _erase_add_backward)
+
+
+def keep_largest(weights: jax.Array, count: int) -> jax.Array:
+  """The `count` largest weights along the last axis, zeros elsewhere; what is left is not made to
+  sum to 1."""
+  kept, index = jax.lax.top_k(weights, count)
+  return jnp.put_along_axis(jnp.zeros_like(weights), index, kept, axis=-1, inplace=False)

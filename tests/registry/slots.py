@@ -1,11 +1,15 @@
 """Rows of `memjax.slots`."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from memjax.core import Memory
 from memjax.slots import (
   ELMUR,
+  LM2,
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
@@ -14,6 +18,7 @@ from memjax.slots import (
   RelationalMemory,
 )
 from memjax.testing import Task
+from memjax.transformer import Attention
 from tests.registry import Row
 
 
@@ -26,13 +31,18 @@ def _rmc(**options):
 
 
 def _dnc(**options):
-  small = {"slots": 4, "width": 3, "read_heads": 1, "hidden": 4}
+  small: dict[str, Any] = {"slots": 4, "width": 3, "read_heads": 1, "hidden": 4}
   return lambda rngs: DifferentiableNeuralComputer(4, **(small | options), rngs=rngs)
 
 
 def _lrua(**options):
   small = {"slots": 4, "width": 3, "heads": 2, "hidden": 4}
   return lambda rngs: LRUAMemory(4, **(small | options), rngs=rngs)
+
+
+def _lm2(**options):
+  given: dict[str, Any] = {"slots": 2, "heads": 2, **options}
+  return lambda rngs: LM2(4, **given, rngs=rngs)
 
 
 def _memn2n(**options):
@@ -96,6 +106,22 @@ ROWS: list[Row] = [
   Row("dnc-no-link", _dnc(use_link=False), dim=4),
   Row("lrua", _lrua(), dim=4),
   Row("lrua-key", _lrua(write_value="key", heads=1), dim=4),
+  Row("lm2", _lm2(segment=3), dim=4),
+  Row(
+    "lm2-attention",
+    _lm2(attention=functools.partial(Attention, heads=1, window=2, capacity=1), top_k=1),
+    dim=4,
+  ),
+  Row("lm2-paper", _lm2(variant="paper"), dim=4),
+  Row(
+    "lm2-code",
+    _lm2(variant="code"),
+    dim=4,
+    exempt={
+      "compile": "the released module has no calls of one token: it takes whole segments",
+      "sharding:state": "its open segment is an array without elements, which lies nowhere",
+    },
+  ),
   Row("memn2n", _memn2n(), dim=2, inputs=_sentences, task=_recalls()),
   Row(
     "memn2n-layerwise",
