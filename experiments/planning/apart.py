@@ -1,6 +1,8 @@
 """Work in a process of its own, which ends once the result is there, whatever its threads do."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 
 
@@ -28,7 +30,15 @@ def run(fn: Callable, *args):
   return value
 
 
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
+
+
 def _child(there, fn: Callable, args: tuple) -> None:
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   try:
     answer = None, fn(*args)
   except Exception as error:

@@ -87,7 +87,7 @@ def make(config, recipe: str, topology: str, vocab: int, early: bool = False) ->
   """Compiles a recipe's step for a topology, and reads the program.
 
   Args:
-    early: of a program that fits with some room, code is not waited for (`compile_step`).
+    early: code is not waited for (`compiled.compile_step`).
 
   Raises:
     ValueError: the topology is unknown; the recipe cannot lie on it so.
@@ -95,7 +95,7 @@ def make(config, recipe: str, topology: str, vocab: int, early: bool = False) ->
   machine = find(topology)
   devices = machine.devices or stand_in(machine)
   step = steps.build(config, vocab, devices)
-  most = 0.95 * machine.chip.hbm_bytes if early else 0
+  most = machine.chip.hbm_bytes if early else 0
   program = compiled.compile_step(step.run, step.state, step.batch, step.mesh, early=most)
   return of(config, recipe, machine, step, program)
 

@@ -238,7 +238,9 @@ def test_a_stored_plan_is_in_step_with_its_recipe():
 @requires_libtpu
 def test_a_program_is_the_same_before_its_code_is_made(plan):
   config = recipe(**{"mesh.fsdp": 2})
-  step = steps.build(config, VOCAB, topologies.find("v5e:2x2").devices)
+  machine = topologies.find("v5e:2x2")
+  assert machine.devices is not None
+  step = steps.build(config, VOCAB, machine.devices)
   early = compiled.compile_step(step.run, step.state, step.batch, step.mesh, early=2**34)
   for thread in threading.enumerate():
     if thread.name == compiled.THREAD:
