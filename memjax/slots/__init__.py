@@ -7,9 +7,13 @@ from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
+from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
 
 __all__ = [
+  "PointerMixtureNetwork",
+  "PointerState",
+  "pointer_targets",
   "ELMUR",
   "ELMURState",
   "DNCLinks",

@@ -15,6 +15,7 @@ from memjax.slots import (
   KeyValueMemoryNetwork,
   LRUAMemory,
   NeuralTuringMachine,
+  PointerMixtureNetwork,
   RelationalMemory,
 )
 from memjax.testing import Task
@@ -57,6 +58,11 @@ def _kv(**options):
 
 def _elmur(dim, **options):
   return lambda rngs: ELMUR(dim, heads=2, segment=3, distance=8, **options, rngs=rngs)
+
+
+def _pointer(dim, hidden):
+  small = {"vocab": 4, "window": 4, "hidden": hidden, "init": 0.5}
+  return lambda rngs: PointerMixtureNetwork(dim, **small, rngs=rngs)
 
 
 class _OneWord(Memory):
@@ -139,4 +145,5 @@ ROWS: list[Row] = [
     task=Task(make=_kv_recalls),
   ),
   Row("elmur", _elmur(4, hidden=4), dim=4, task=Task(make=_elmur(16), dim=16)),
+  Row("pointer", _pointer(4, 4), dim=4, task=Task(make=_pointer(16, 16), dim=16)),
 ]
