@@ -6,6 +6,7 @@ from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
 from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
+from memjax.slots.memory_networks import MemNNState, MemoryNetwork
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
@@ -27,6 +28,8 @@ __all__ = [
   "LRUAMemory",
   "LRUAState",
   "MemN2NState",
+  "MemNNState",
+  "MemoryNetwork",
   "NTMState",
   "NeuralTuringMachine",
   "RelationalMemory",

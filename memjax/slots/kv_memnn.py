@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from memjax.core import Fixed, Memory, as_state, checks, leaf, param
@@ -91,9 +90,6 @@ class KeyValueMemoryNetwork(Memory):
         ("answers", answers, "vocab") if answers > vocab else ("select", read, "slots")
       )
       raise ValueError(f"{name}={value} exceeds {most}={vocab if most == 'vocab' else slots}")
-    outside = [i for i in ignored if not 0 <= i < vocab]
-    if outside:
-      raise ValueError(f"ignored has ids {outside}; they must lie in 0..{vocab - 1}")
     self.vocab, self.dim, self.slots, self.hops, self.select = vocab, dim, slots, hops, select
     self.key_words, self.value_words, self.answers = key_words, value_words, answers
     self.scale, self.position, self.temporal = scale, position, temporal
@@ -106,8 +102,7 @@ class KeyValueMemoryNetwork(Memory):
     make = {"bias": rotate_bias, "init": flat, "bias_init": flat, "param_dtype": param_dtype}
     rotate = functools.partial(Linear, dim, dim, axes=("embed", "memory"), **make, rngs=rngs)
     self.rotations = nnx.List([rotate() for _ in range(hops - 1 + rotate_last)])
-    skipped = np.isin(np.arange(vocab), [NIL, *ignored])
-    self.skipped = Fixed(jnp.asarray(skipped), axes=("rows",))
+    self.skipped = Fixed(store.skipped(vocab, ignored), axes=("rows",))
 
   def init_state(self, batch: int) -> KeyValueState:
     empty = lambda words: jnp.full((batch, self.slots, words), NIL, jnp.int32)  # noqa: E731

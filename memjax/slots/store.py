@@ -3,6 +3,7 @@
 B batch, T items in a call, N slots.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -80,6 +81,14 @@ def ask(answer, *inputs):
   length = jax.tree.leaves(inputs)[0].shape[0]
   found = jax.lax.map(lambda args: answer(*args), inputs, batch_size=min(BLOCK, length))
   return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+
+
+def skipped(vocab: int, ignored: Sequence[int]) -> jax.Array:
+  """Which ids `[vocab]` are ignored as shared words: those named, and padding."""
+  outside = [i for i in ignored if not 0 <= i < vocab]
+  if outside:
+    raise ValueError(f"ignored has ids {outside}; they must lie in 0..{vocab - 1}")
+  return jnp.zeros(vocab, bool).at[jnp.asarray([NIL, *ignored])].set(True)
 
 
 def shares(question: jax.Array, keys: jax.Array, skipped: jax.Array) -> jax.Array:

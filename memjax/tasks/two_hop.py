@@ -15,11 +15,15 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stories:
-  """Statements `[B, T, 2]` in order, questions `[B, 2]`, answers `[B]`; int32."""
+  """Statements `[B, T, 2]` in order, questions `[B, 2]`, answers `[B]`; int32.
+
+  `facts [B, hops]` are the places of the statements that give the answer, in the order of hops.
+  """
 
   statements: jax.Array
   question: jax.Array
   answer: jax.Array
+  facts: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +68,17 @@ def sample(key: jax.Array, batch: int, world: World, *, length: int = 8, hops: i
 
   if hops == 1:
     asked = jax.random.randint(keys[5], (batch,), 0, world.actors)
-    holder, question = asked, first[0] + asked
+    holder, question, facts = asked, first[0] + asked, []
   else:
     asked = at(thing, jnp.argmax(jax.random.uniform(keys[5], shape) * takes, axis=1))
-    holder = at(actor, last(takes & (thing == asked[:, None])))
+    facts = [last(takes & (thing == asked[:, None]))]
+    holder = at(actor, facts[0])
     question = first[1] + asked
-  answer = first[2] + at(room, last(~takes & (actor == holder[:, None])))
+  facts.append(last(~takes & (actor == holder[:, None])))
+  answer = first[2] + at(room, facts[-1])
   question = jnp.stack([question, jnp.zeros_like(question)], axis=-1)
-  return Stories(*(a.astype(jnp.int32) for a in (statements, question, answer)))
+  facts = jnp.stack(facts, axis=-1)
+  return Stories(*(a.astype(jnp.int32) for a in (statements, question, answer, facts)))
 
 
 @jax.tree_util.register_dataclass

@@ -14,6 +14,7 @@ from memjax.slots import (
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
   LRUAMemory,
+  MemoryNetwork,
   NeuralTuringMachine,
   PointerMixtureNetwork,
   RelationalMemory,
@@ -65,6 +66,10 @@ def _pointer(dim, hidden):
   return lambda rngs: PointerMixtureNetwork(dim, **small, rngs=rngs)
 
 
+def _memnn(**options):
+  return lambda rngs: MemoryNetwork(11, 4, slots=3, words=2, **options, rngs=rngs)
+
+
 class _OneWord(Memory):
   """Items of one word, given as ids from 0, for a memory over items of some: what law 10 asks."""
 
@@ -97,6 +102,9 @@ def _sentences(key, batch, length):
 def _key_values(key, batch, length):
   return jax.random.randint(key, (batch, length, 3), 0, 11)
 
+
+# Its tests train it so.
+SUPERVISED = {"remembers": "what it looks up is trained with supporting facts, not with its output"}
 
 ROWS: list[Row] = [
   Row("ntm-lstm", _ntm(), dim=4),
@@ -135,6 +143,14 @@ ROWS: list[Row] = [
     dim=2,
     inputs=_sentences,
     task=_recalls(tying="layerwise"),
+  ),
+  Row("memnn", _memnn(), dim=2, inputs=_sentences, exempt=SUPERVISED),
+  Row(
+    "memnn-hashed",
+    _memnn(temporal=False, hashed=True),
+    dim=2,
+    inputs=_sentences,
+    exempt=SUPERVISED,
   ),
   Row("kv-memnn", _kv(), dim=3, inputs=_key_values, task=Task(make=_kv_recalls)),
   Row(

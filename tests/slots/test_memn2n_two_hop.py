@@ -55,7 +55,8 @@ def chance(length: int) -> float:
   """Accuracy of naming the room that was told most often of the actor."""
   stories = two_hop.sample(jax.random.key(0), 2000, WORLD, length=length, hops=1)
   right, rooms = [], WORLD.vocab - WORLD.rooms
-  for story, question, answer in zip(*map(np.asarray, jax.tree.leaves(stories)), strict=True):
+  given = stories.statements, stories.question, stories.answer
+  for story, question, answer in zip(*map(np.asarray, given), strict=True):
     told = [b for a, b in story if a == question[0] and b >= rooms]
     names, counts = np.unique(told, return_counts=True)
     most = names[counts == counts.max()]

@@ -23,12 +23,16 @@ def follow(statements, question):
 @pytest.mark.parametrize("hops", [1, 2])
 def test_answers_follow_from_the_statements(hops):
   stories = sample(jax.random.key(0), 200, WORLD, length=7, hops=hops)
-  statements, question, answer = (np.asarray(a) for a in jax.tree.leaves(stories))
+  statements, question, answer, facts = (np.asarray(a) for a in jax.tree.leaves(stories))
   expected = [follow(s, q) for s, q in zip(statements, question, strict=True)]
   np.testing.assert_array_equal(answer, expected)
   assert set(answer) == {6, 7, 8, 9} and WORLD.vocab == 10
   asked = {1, 2} if hops == 1 else {3, 4, 5}
   assert set(question[:, 0]) == asked and (question[:, 1] == 0).all()
+  for s, q, a, places in zip(statements, question, answer, facts, strict=True):
+    told = list(s[places])
+    assert q[0] == told[0][1] if hops == 2 else q[0] == told[0][0]
+    assert told[-1][0] == told[0][0] and told[-1][1] == a
 
 
 def test_too_short_a_story_is_refused():
