@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments import flops
 from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
-from memjax.slots import NeuralTuringMachine
+from memjax.slots import LM2, NeuralTuringMachine, RelationalMemory
 from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack, rope_scaling
 
 QK_NORM = {"none": False, "query": "query", "both": True}
@@ -45,7 +45,24 @@ def _ntm(model):
   )
 
 
-MEMORIES = {"memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm}
+def _rmc(model):
+  return functools.partial(
+    RelationalMemory,
+    slots=model.memory_slots,
+    heads=model.memory_heads,
+    head_size=model.memory_slot_width,
+  )
+
+
+def _lm2(model):
+  return functools.partial(
+    LM2, slots=model.memory_slots, segment=model.memory_segment, heads=model.memory_heads
+  )
+
+
+MEMORIES = {
+  "memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm, "rmc": _rmc, "lm2": _lm2,
+}  # fmt: skip
 
 
 ROPE = {
@@ -80,8 +97,8 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
 
   Args:
     model: the recipe's `model` part.   vocab: number of tokens.   seed: of the initial parameters.
-    memory: a name in `MEMORIES`, put in place of the feed-forward of `model.memory_layers`;
-      "none": the dense twin.
+    memory: a name in `MEMORIES`, put in place of the feed-forward of `model.memory_layers`; "lm2"
+      goes around their attention instead; "none": the dense twin.
 
   Raises:
     ValueError: an unknown memory, a layer that is not there, or a bad scaling of positions.
@@ -96,7 +113,12 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
   attention, feed_forward = layers(model, window=model.window)
   exceptions, dtype = {}, jnp.dtype(model.get("table_dtype", "float32"))
   if memory != "none":
-    exceptions = {layer: (attention, MEMORIES[memory](model)) for layer in model.memory_layers}
+    made = MEMORIES[memory](model)
+    if memory == "lm2":
+      block = functools.partial(made, attention=attention), feed_forward
+    else:
+      block = attention, made
+    exceptions = dict.fromkeys(model.memory_layers, block)
   shared = (
     {POOL: functools.partial(value_pool, model.memory_keys**2, model.dim, param_dtype=dtype)}
     if memory == "memory_plus"

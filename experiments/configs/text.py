@@ -49,7 +49,7 @@ def get_config() -> config_dict.ConfigDict:
   model.tied = False
   model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
   model.remat = ""  # "" | dots | full | offload: what the blocks keep for back-propagation
-  model.memory = "memory_plus"  # memory_plus | product_keys | ntm | none
+  model.memory = "memory_plus"  # memory_plus | product_keys | ntm | rmc | lm2 | none
   model.memory_layers = (2,)  # blocks whose feed-forward is replaced
   model.memory_keys = 128  # per half: keys^2 values
   model.memory_heads = 2
@@ -58,8 +58,9 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
   model.memory_qk_norm = "query"  # memory_plus: query | both | none
   model.table_dtype = "float32"  # of memory_plus' values: float32 | bfloat16, rounded by chance
-  model.memory_slots = 32  # ntm
-  model.memory_slot_width = 16
+  model.memory_slots = 32  # ntm, rmc, lm2
+  model.memory_slot_width = 16  # ntm; of a head: rmc
+  model.memory_segment = 64  # lm2: tokens between two writes; divides sequence_length
 
   config.optimizer = optimizer = config_dict.ConfigDict()
   optimizer.learning_rate = 3e-3

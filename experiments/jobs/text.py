@@ -74,11 +74,14 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   with cli.one_line():
     state, optimizer, shardings = runs.set_up(config, corpus.vocab_size, memory)
     place, share = meshes.placing(config), meshes.share(config)
+    # A memory of segments takes resets at their borders only.
+    align = {"align": config.model.memory_segment} if memory == "lm2" else {}
     text = corpus.train_batches(
       sequence_length=config.sequence_length,
       batch_size=config.batch_size,
       seed=config.seed,
       **runs.packing(config.data),
+      **align,
       **share,
     )
   if text.padding:
@@ -91,6 +94,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       sequence_length=config.sequence_length,
       batch_size=config.batch_size,
       max_tokens=tokens,
+      **align,
       **share,
     )
 
