@@ -39,7 +39,7 @@ class Layout:
 LAYOUTS: tuple[Layout, ...] = (
   Layout("No memory", memory="none"),
   Layout("1024^2 rows, a copy in every group of 16 chips, dense gradient", tables="dense"),
-  Layout("The same, trained by touched rows"),
+  Layout("1024^2 rows, a copy in every group of 16 chips, trained by touched rows"),
   Layout("65,536 rows a chip, cut over all chips", rows=("data",), grows=True),
 )  # fmt: skip
 
