@@ -76,6 +76,7 @@ class Checkpoints:
     )
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
     self._pending: tuple[int, float | None, int] | None = None  # step, metric, bytes
+    self._failed: tuple[int | None, float | None, int] = None, None, 0
     self._damaged: set[int] = set()
     if read_only and not self.directory.exists():
       raise FileNotFoundError(f"there are no checkpoints: {self.directory} does not exist")
@@ -176,7 +177,10 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._writer.close()
+      try:
+        self._writer.close()
+      except Exception as error:  # what the writers of other arrays met
+        raise self._failure(error) from error
 
   def restore(self, template, step: int | None = None, *, partial: bool = False) -> Restored | None:
     """The newest checkpoint that is whole, or the one of `step`.
@@ -278,7 +282,7 @@ class Checkpoints:
         path.rmtree()
 
   def _failure(self, error: Exception) -> CheckpointError:
-    step, _, size = self._pending or (None, None, 0)
+    step, _, size = self._failed = self._pending or self._failed
     self._pending = None
     if jax.process_index() == 0:
       checkpoint_files.sweep(self.directory)

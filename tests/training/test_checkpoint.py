@@ -272,3 +272,21 @@ def test_a_save_that_fails_at_once_or_in_the_background(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints._writer, "check_for_errors", fails)
     with pytest.raises(CheckpointError, match="disk is full.*step 1 is intact"):
       checkpoints.check()
+
+
+def test_what_fails_only_on_leaving_is_said_the_same_way(tmp_path, monkeypatch):
+  """Each writer of arrays has an error of its own: the first ends the run, the rest come later."""
+
+  def full():
+    raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
+
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {"a": jnp.ones(3)})
+  checkpoints.wait()
+  close = checkpoints._writer.close
+  monkeypatch.setattr(checkpoints._writer, "close", full)
+  with pytest.raises(CheckpointError, match="disk is full.*step 1 is intact"):
+    checkpoints.close()
+  with pytest.raises(RuntimeError, match="the first"), checkpoints:
+    raise RuntimeError("the first")
+  close()
