@@ -145,7 +145,20 @@ def _is_news(record) -> bool:
   return not (record.exc_info and "orbax" in record.pathname)
 
 
+def _hush() -> None:
+  """Silences arrays that were still being written when a save had failed: each says at its end that
+  nobody waits for it any more, with a traceback."""
+  uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+  def late(error) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+  sys.excepthook = lambda *args: None if late(args[1]) else uncaught(*args)
+  sys.unraisablehook = lambda args: None if late(args.exc_value) else unraisable(args)
+
+
 def _run(start: Callable) -> None:
+  _hush()
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_is_news)
