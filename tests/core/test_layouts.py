@@ -124,7 +124,7 @@ def on_mesh(make, name):
   return state, step, functools.partial(jax.device_put, device=batch_sharding(mesh, rules))
 
 
-DEFAULT = ("fsdp-tensor", "context")
+DEFAULT = ("context",)
 
 
 @pytest.mark.parametrize(
