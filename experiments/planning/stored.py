@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import pathlib
 import runpy
-import shlex
 from typing import Any
 
 import jax
@@ -48,9 +47,8 @@ class Stored:
     """That prints the plan."""
     words = [f"python -m experiments.plan --config={self.path}"]
     words += [f"--topology={self.topology}"] if self.topology else []
-    return " ".join(
-      words + [shlex.quote(f"--config.{name}={value}") for name, value in self.changes]
-    )
+    changes = (f"--config.{name}={value}" for name, value in self.changes)
+    return " ".join([*words, *(f'"{word}"' if "'" in word else word for word in changes)])
 
 
 STORED: tuple[Stored, ...] = (
