@@ -12,27 +12,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from memjax.core import channel
+from memjax.core import borders
 from memjax.core import sequence_sharding as sequence
+from memjax.core.borders import if_any, poison, resets
 from memjax.core.memory import Context, Memory, scan
 from memjax.core.module import submodules
 from memjax.core.replay import Replay
 from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
 
+__all__ = [
+  "SPAN", "Part", "check_carry", "check_length", "fold_key", "if_any", "part", "poison", "resets",
+  "restart", "whole",
+]  # fmt: skip
+
 SPAN = "span"  # the entry of `context.tokens` that a body's attention reads: see `Attention.span`
 
 
 def check_length(length: int, segment: int) -> None:
   """Raises ValueError unless T is below g, or a multiple of it."""
-  if length < segment or length % segment == 0:
-    return
-  near = length // segment * segment
-  raise ValueError(
-    f"x has T={length} tokens; with segment={segment} a call takes whole segments (T={near} "
-    f"or {near + segment}) or a part of one (T < {segment}): pad with valid=False, or "
-    "call twice"
-  )
+  borders.whole(length, segment)
 
 
 def check_carry(body: Memory, segment: int, need: int, why: str = "segment") -> None:
@@ -129,28 +128,6 @@ def restart(state, init: Callable[[], Any], reset, valid):
   """The state at the start of a call of T < g, and where a reset came too late, `[B, T]`."""
   start, late = resets(reset, valid)
   return state if start is None else select(start, init(), state), late
-
-
-def resets(reset, valid, cut: SequenceSharding | None = None):
-  """`[...]`: a reset stands before the first valid token; `[..., T]`: one has come too late."""
-  if reset is None:
-    return None, None
-  valid = jnp.ones(reset.shape, jnp.bool_) if valid is None else valid
-  before = sequence.cumsum(valid.astype(jnp.int32), cut) > valid
-  late = sequence.cumsum((reset & before).astype(jnp.int32), cut) > 0
-  return jnp.any(reset & ~before, axis=-1), late
-
-
-def poison(y, broken, valid):
-  """NaN in the outputs `[B, T, D]` of valid tokens that are broken."""
-  broken = jnp.broadcast_to(broken, y.shape[:2])
-  return jnp.where((broken if valid is None else broken & valid)[..., None], jnp.nan, y)
-
-
-def if_any(rows, fn, tree):
-  """`fn(tree)` if a row is due, else `tree`: its work costs once a segment, not once a token."""
-  with channel.muted():
-    return jax.lax.cond(jnp.any(rows), fn, lambda tree: tree, tree)
 
 
 def fold_key(context: Context | None, index: int) -> Context | None:

@@ -18,22 +18,21 @@ from memjax.core import (
   Memory,
   Replay,
   as_state,
-  borders,
   channel,
   checks,
   clean,
   leaf,
   param,
-  scan,
+  segmented,
   select,
   submodules,
 )
 from memjax.core import sequence_sharding as sequence
 from memjax.core.replay import as_replay
+from memjax.core.segmented import SPAN
 from memjax.core.usage import measure
 
-SPAN = "span"  # the entry of `context.tokens` that a body's attention reads
-TEXT, READ, WRITE = 0, 1, 2  # what it holds: tokens of one id other than 0 see each other
+TEXT, READ, WRITE = 0, 1, 2  # what the spans hold: tokens of one id other than 0 see each other
 
 
 @as_state
@@ -174,41 +173,29 @@ class RecurrentMemoryTransformer(Memory):
     x, length = clean(x, valid), x.shape[1]
     if self.sequence_sharding is not None:
       self.check_layout(self.sequence_sharding, length)
-    run = self._whole if borders.whole(length, self.segment) else self._open
+    segmented.check_length(length, self.segment)
+    run = self._open if length < self.segment else self._whole
     return run(x, state, reset, valid, context)
 
   # Whole segments: T = m g.
 
   def _whole(self, x, state, reset, valid, context):
-    batch, cut = x.shape[0], self.sequence_sharding
-
-    def fold(tree):
-      return jax.tree.map(lambda a: sequence.fold(a, self.segment, cut), tree)
-
-    folded, valid = fold(x), fold(valid)
-    if context is not None:
-      context = context.with_tokens(fold(context.tokens))
-    start, late = borders.resets(fold(reset), valid, cut)
-    active = None if valid is None else jnp.any(valid, axis=-1)
-    y, border = scan(
-      self._segment, (folded, valid, late), _Border(state.memory, state.filled),
-      init=self._border(batch), reset=start, valid=active, context=context, remat=self.remat,
+    batch = x.shape[0]
+    y, border, touched = segmented.whole(
+      self._segment, x, _Border(state.memory, state.filled), segment=self.segment,
+      init=self._border(batch), reset=reset, valid=valid, context=context, remat=self.remat,
+      cut=self.sequence_sharding,
     )  # fmt: skip
     body = self.body.init_state(batch)
-    if active is not None:  # a row without a valid token keeps its open segment
-      touched = active if start is None else active | start
-      body = select(jnp.any(touched, axis=1), body, state.body)
-    return sequence.unfold(y, cut), RMTState(border.memory, body, border.filled)
+    if touched is not None:
+      body = select(touched, body, state.body)
+    return y, RMTState(border.memory, body, border.filled)
 
-  def _segment(self, inputs, border, context):
-    x, valid, late = inputs
+  def _segment(self, x, valid, border, context):
     y, memory = self._read_text_write(x, valid, border.memory, context)
     if self.memory and channel.measuring():
       self._measure(border.memory, memory, valid)
-    broken = (border.filled != 0)[:, None]
-    broken = broken if late is None else broken | late
-    filled = jnp.where(broken[:, -1], -1, 0)
-    return borders.poison(y, broken, valid), _Border(memory, filled)
+    return y, _Border(memory, border.filled)
 
   def _measure(self, old, new, valid):
     rows = None if valid is None else jnp.any(valid, axis=1)
@@ -232,15 +219,11 @@ class RecurrentMemoryTransformer(Memory):
   # A part of the open segment: T < g.
 
   def _open(self, x, state, reset, valid, context):
-    self._check_carry()
+    segmented.check_carry(self.body, self.segment, self.body_tokens, "segment + 2 memory")
     batch, length, _ = x.shape
-    start, late = borders.resets(reset, valid)
-    if start is not None:
-      state = select(start, self.init_state(batch), state)
-    came = jnp.ones((batch, length), jnp.bool_) if valid is None else valid
-    filled = state.filled[:, None] + jnp.cumsum(came, axis=1, dtype=jnp.int32)
-    broken = (state.filled < 0)[:, None] | (filled > self.segment)
-    broken = broken if late is None else broken | late
+    state, late = segmented.restart(state, lambda: self.init_state(batch), reset, valid)
+    part = segmented.part(state.filled, late, valid, shape=(batch, length), segment=self.segment)
+    begins, ends = part.begins, part.ends
 
     def read(body):
       return self._block(READ, begins, state.memory.astype(x.dtype), body, context)[1]
@@ -251,14 +234,11 @@ class RecurrentMemoryTransformer(Memory):
       memory = jnp.where(ends[:, None, None], h.astype(jnp.float32), memory)
       return memory, select(ends, self.body.init_state(batch), body)
 
-    begins = (state.filled == 0) & jnp.any(came, axis=1)
-    body = borders.if_any(begins, read, state.body)
-    inner = _fold(self._context(context, batch, (0, length, 0)), TEXT)
+    body = segmented.if_any(begins, read, state.body)
+    inner = segmented.fold_key(self._context(context, batch, (0, length, 0)), TEXT)
     y, body = self.body(x, body, valid=valid, context=inner)
-    ends = (filled[:, -1] == self.segment) & ~broken[:, -1]
-    memory, body = borders.if_any(ends, write, (state.memory, body))
-    filled = jnp.where(broken[:, -1], -1, jnp.where(ends, 0, filled[:, -1]))
-    return borders.poison(y, broken, valid), RMTState(memory, body, filled)
+    memory, body = segmented.if_any(ends, write, (state.memory, body))
+    return segmented.poison(y, part.broken, valid), RMTState(memory, body, part.filled)
 
   def _block(self, kind: int, rows, block, body, context):
     """Runs the read or the write block in the rows that are due."""
@@ -266,20 +246,8 @@ class RecurrentMemoryTransformer(Memory):
       return block, body
     valid = jnp.broadcast_to(rows[:, None], block.shape[:2])
     lengths = (self.memory, 0, 0) if kind == READ else (0, 0, self.memory)
-    context = _fold(self._context(context, block.shape[0], lengths), kind)
+    context = segmented.fold_key(self._context(context, block.shape[0], lengths), kind)
     return self.body(block, body, valid=valid, context=context)
-
-  def _check_carry(self):
-    own = self.body_tokens
-    for module in submodules(self.body):
-      capacity = getattr(module, "capacity", None)
-      need = 1 if getattr(module, "window", None) else own  # a window's ring never fills
-      if capacity is not None and capacity < need:
-        raise ValueError(
-          f"a call of fewer than segment={self.segment} tokens goes on in an open segment, but "
-          f"{type(module).__name__} inside the body has capacity={capacity}; it must carry "
-          f"segment + 2 memory = {own} tokens: use core.replace(model, capacity={own})"
-        )
 
   def _context(self, context: Context | None, batch: int, lengths) -> Context | None:
     """The body's context for [read block | text | write block] of these lengths."""
@@ -305,7 +273,3 @@ def _causal(body: Memory) -> bool:
   memories = [m for m in submodules(body) if isinstance(m, Memory)]
   innermost = [m for m in memories if sum(isinstance(s, Memory) for s in submodules(m)) == 1]
   return all(m.causal or getattr(m, "span", None) is not None for m in innermost)
-
-
-def _fold(context: Context | None, index: int) -> Context | None:
-  return None if context is None else context.fold(index)

@@ -5,11 +5,14 @@ from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
 from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
+from memjax.slots.memformer import Memformer
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.memory_networks import MemNNState, MemoryNetwork
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
+from memjax.slots.segment_model import SegmentState
+from memjax.slots.slot_attention import SlotRead
 
 __all__ = [
   "PointerMixtureNetwork",
@@ -30,8 +33,11 @@ __all__ = [
   "MemN2NState",
   "MemNNState",
   "MemoryNetwork",
+  "Memformer",
   "NTMState",
   "NeuralTuringMachine",
   "RelationalMemory",
   "RelationalMemoryState",
+  "SegmentState",
+  "SlotRead",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from memjax.core import Memory
+from memjax.core import Context, Memory
 from memjax.slots import (
   ELMUR,
   LM2,
@@ -14,13 +14,15 @@ from memjax.slots import (
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
   LRUAMemory,
+  Memformer,
   MemoryNetwork,
   NeuralTuringMachine,
   PointerMixtureNetwork,
   RelationalMemory,
+  SlotRead,
 )
 from memjax.testing import Task
-from memjax.transformer import Attention
+from memjax.transformer import Attention, Stack
 from tests.registry import Row
 
 
@@ -95,6 +97,32 @@ def _kv_recalls(rngs):
   return _OneWord(net, words=2)
 
 
+def _layers(*factories):
+  return functools.partial(Stack, pattern=factories)
+
+
+def _memformer(dim=4, heads=1, **options):
+  """With a decoder its encoder looks both ways."""
+  attention = functools.partial(Attention, heads=heads)
+  carries = functools.partial(attention, capacity=2)
+  read = functools.partial(SlotRead, heads=heads)
+  if options.pop("decoder", False):
+    both = functools.partial(attention, span="span")
+    options["decoder"] = _layers(carries, functools.partial(read, source="encoded"))
+    encoder = _layers(both, read)
+  else:
+    encoder = _layers(carries, read)
+  return lambda rngs: Memformer(
+    dim, encoder=encoder, segment=2, slots=2, heads=heads, **options, rngs=rngs
+  )
+
+
+def _read_memory(batch, length):
+  """Alike in all rows, since the laws permute those of x alone."""
+  memory = jax.random.normal(jax.random.key(9), (1, 3, 4))
+  return Context(shared={"memory": jnp.broadcast_to(memory, (batch, 3, 4))})
+
+
 def _sentences(key, batch, length):
   return jax.random.randint(key, (batch, length, 2), 0, 11)
 
@@ -162,4 +190,17 @@ ROWS: list[Row] = [
   ),
   Row("elmur", _elmur(4, hidden=4), dim=4, task=Task(make=_elmur(16), dim=16)),
   Row("pointer", _pointer(4, 4), dim=4, task=Task(make=_pointer(16, 16), dim=16)),
+  Row(
+    "memformer-gru",
+    _memformer(write="gru"),
+    dim=4,
+    task=Task(make=_memformer(16, write="gru"), dim=16),
+  ),
+  Row(
+    "memformer-decoder",
+    _memformer(decoder=True),
+    dim=4,
+    task=Task(make=_memformer(16, decoder=True), dim=16),
+  ),
+  Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
 ]

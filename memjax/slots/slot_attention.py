@@ -1,0 +1,113 @@
+"""Attention between tokens and slots: tokens read slots; a slot sees itself and tokens, never
+another slot (Memformer, arXiv 2010.06891; MemBART, arXiv 2209.07634).
+
+B batch, T tokens, S slots or other things read, N slots, D model width, H heads, K = D / H.
+Weights are float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from memjax.core import Memory, Stateless, bounded, checks, clean
+from memjax.core.layers import Linear
+from memjax.core.usage import measure_slots
+
+LARGEST = 1e15  # of a query's, key's or value's entries: products and their sums stay finite
+_UNSEEN = -2e38  # a score whose weight is zero
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+  """`[B, T, D]` as `[B, T, H, K]`, float32 and bounded."""
+  return bounded(x.astype(jnp.float32), LARGEST).reshape(*x.shape[:2], heads, -1)
+
+
+def attend(q, k, v, mask=None) -> tuple[jax.Array, jax.Array]:
+  """`softmax(q k^T / sqrt(K)) v`; a query that sees nothing gets zeros.
+
+  Args:
+    q: `[B, T, H, K]`.   k, v: `[B, S, H, K]`.   mask: `[B or 1, T or 1, S] bool`; None: all.
+
+  Returns:
+    `[B, T, H, K]`, and the weights `[B, T, H, S]`.
+  """
+  # Scaled before: a product fused with the softmax's difference rounds otherwise than its maximum.
+  scores = jnp.einsum("bthk,bshk->bths", q * q.shape[-1] ** -0.5, k)
+  if mask is None:
+    weights = jax.nn.softmax(scores, axis=-1)
+  else:
+    mask = mask[:, :, None, :]
+    weights = jax.nn.softmax(jnp.where(mask, scores, _UNSEEN), axis=-1)
+    weights = jnp.where(mask, weights, 0)
+  return jnp.einsum("bths,bshk->bthk", weights, v), weights
+
+
+def attend_itself(q, own, tokens, valid=None, *, temperature=1.0) -> tuple[jax.Array, jax.Array]:
+  """Each slot's attention to itself and the tokens.
+
+      a_i = softmax([q_i k_i, q_i K^T] / (sqrt(K) temperature)),  out_i = a_i [v_i; V]
+
+  Args:
+    q: `[B, N, H, K]`.   own: keys and values of the slots, like q.   tokens: those of the tokens,
+      `[B, T, H, K]`.   valid: `[B, T] bool`, tokens that are seen.
+
+  Returns:
+    `[B, N, H, K]`, and the weight of a slot on itself `[B, N, H]`.
+  """
+  (own_key, own_value), (keys, values) = own, tokens
+  q = q / (q.shape[-1] ** 0.5 * temperature)
+  itself = jnp.sum(q * own_key, axis=-1, keepdims=True)
+  scores = jnp.einsum("bnhk,bthk->bnht", q, keys)
+  if valid is not None:
+    scores = jnp.where(valid[:, None, None, :], scores, _UNSEEN)
+  weights = jax.nn.softmax(jnp.concatenate([itself, scores], axis=-1), axis=-1)
+  out = weights[..., :1] * own_value + jnp.einsum("bnht,bthk->bnhk", weights[..., 1:], values)
+  return out, weights[..., 0]
+
+
+class SlotRead(Memory):
+  """Tokens read what a wrapper holds: `y = softmax((x Wq)(M Wk)^T / sqrt(K)) (M Wv) Wo`, by heads.
+
+  A layer of the bodies that `Memformer` and `MemBART` wrap. Stateless: M is the entry `source` of
+  `context.shared`, `[B, S, D]`; `<source>_seen`, `[B, S] bool`, if given, says which of its rows
+  are there. A token that sees none reads zeros. M has no positions.
+
+  Args:
+    dim: model width D.   heads: H.   bias: biases in all the projections.
+    source: "memory", the slots; or "encoded", what an encoder made of the last segment.
+
+  Measures (`core.usage`) `read_peak` and `slots_read`.
+  """
+
+  cuts_time = True
+
+  def __init__(
+    self, dim: int, *, heads: int = 4, source: str = "memory", bias: bool = False,
+    param_dtype=jnp.float32, rngs,
+  ):  # fmt: skip
+    checks.positive(dim=dim)
+    checks.divides("heads", heads, "dim", dim)
+    self.dim, self.heads, self.source = dim, heads, source
+    make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
+    self.query = Linear(dim, dim, axes=("embed", "heads"), **make)
+    self.key = Linear(dim, dim, axes=("embed", "heads"), **make)
+    self.value = Linear(dim, dim, axes=("embed", "heads"), **make)
+    self.out = Linear(dim, dim, axes=("heads", "embed"), **make)
+
+  def init_state(self, batch: int) -> Stateless:
+    return Stateless()
+
+  def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    checks.call(self, x, state, reset, valid, dim=self.dim)
+    memory = checks.context_entry(self, context, "shared", self.source)
+    if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], self.dim):
+      raise ValueError(
+        f"context.shared[{self.source!r}] has shape {list(memory.shape)}; SlotRead needs "
+        f"[B, S, D] = [{x.shape[0]}, S, {self.dim}]"
+      )
+    seen = None if context is None else context.shared.get(f"{self.source}_seen")
+    memory = bounded(memory.astype(x.dtype), LARGEST)
+    q, k, v = self.query(clean(x, valid)), self.key(memory), self.value(memory)
+    q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+    y, weights = attend(q, k, v, None if seen is None else seen[:, None, :])
+    measure_slots(read=weights, valid=valid)
+    return self.out(y.reshape(x.shape).astype(x.dtype)), state
