@@ -143,7 +143,13 @@ def test_a_finished_run_is_not_trained_again(finished, text):
   assert (workdir / "memory_plus/metrics.csv").read_text() == before
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize(
+  "kill",
+  [  # tests/faults kills runs in every test run
+    pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, id="SIGTERM"),
+  ],
+)
 def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, text, kill):
   workdir = tmp_path / "killed"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
