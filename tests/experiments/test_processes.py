@@ -73,10 +73,10 @@ def parameters(state) -> dict:
   return jax.device_get(found)
 
 
-def close(got: dict, wanted: dict) -> None:
+def close(got: dict, wanted: dict, rtol: float = 2e-5, atol: float = 2e-6) -> None:
   assert got.keys() == wanted.keys()
   for name in wanted:
-    np.testing.assert_allclose(got[name], wanted[name], rtol=2e-5, atol=2e-6, err_msg=name)
+    np.testing.assert_allclose(got[name], wanted[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 def in_this_process(monkeypatch, config, devices: int):
@@ -201,7 +201,8 @@ def test_a_preempted_run_goes_on_with_other_processes_on_another_mesh(
     np.testing.assert_allclose(list(got.values()), list(wanted.values()), rtol=2e-5)
   on_eight = {"data": 2, "fsdp": 2, "model": 2}
   ends = (runs.restore(config_of(w, **on_eight), w, NAME, 256)[1] for w in (workdir, whole))
-  close(*map(parameters, ends))
+  # Sums over devices round otherwise, and Adam makes more of it: as in test_layouts.py.
+  close(*map(parameters, ends), rtol=1e-4, atol=2e-5)
   said = finish(start(command("evaluate", workdir), **OPTIMISED))
   printed, nothing = ([line for line in out.splitlines() if "Gloo" not in line] for out, _ in said)
   alone = run(command("evaluate", workdir), **OPTIMISED).stdout.splitlines()
