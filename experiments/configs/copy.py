@@ -21,27 +21,35 @@ from experiments import metrics
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
-  config.job = "experiments.jobs.copy"
+  config.job = "experiments.jobs.algorithms"
+  config.task = "copy"
+  config.memories = ("ntm",)  # ntm | dnc, each beside the LSTM
   config.seed = 0
   config.steps = 20_000  # at most
   config.enough = 0.02  # nats of a sequence of the longest at which a training ends
   config.batch_size = 32
   config.longest = 20  # sequences have 1 to so many vectors
   config.bits = 8  # of a vector
-  config.lengths = (20, 40, 80, 120)  # asked for at the end
+  config.sizes = (20, 40, 80, 120)  # asked for at the end
 
-  config.model = model = config_dict.ConfigDict()
-  model.slots = 128
-  model.width = 20
-  model.heads = 1  # that read, and as many that write
-  model.controller = "lstm"  # lstm | mlp
-  model.hidden = 100
-  model.shift = 1
-  model.start = "constant"  # constant | trained | learned | random
+  config.ntm = ntm = config_dict.ConfigDict()
+  ntm.slots = 128
+  ntm.width = 20
+  ntm.heads = 1  # that read, and as many that write
+  ntm.controller = "lstm"  # lstm | mlp
+  ntm.hidden = 100
+  ntm.shift = 1
+  ntm.start = "constant"  # constant | trained | learned | random
+
+  config.dnc = dnc = config_dict.ConfigDict()
+  dnc.slots = 24  # in training; when it is asked for more vectors it is given slots for them
+  dnc.width = 20
+  dnc.read_heads = 1
+  dnc.hidden = 100
 
   config.lstm = lstm = config_dict.ConfigDict()
   lstm.layers = 1
-  lstm.hidden = 0  # 0: as many parameters as the machine
+  lstm.hidden = 0  # 0: as many parameters as the largest memory
 
   config.optimizer = optimizer = config_dict.ConfigDict()
   optimizer.learning_rate = 1e-3

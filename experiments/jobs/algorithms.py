@@ -1,5 +1,5 @@
-"""Copying: a Neural Turing Machine beside an LSTM of equal size, trained on short sequences and
-then asked for long ones."""
+"""Small algorithms: memories beside an LSTM of equal size, trained on short sequences and then asked
+for long ones."""
 
 import dataclasses
 import functools
@@ -13,17 +13,18 @@ from flax import nnx
 
 from experiments import cli, models
 from experiments.console import console, table
+from experiments.jobs.algorithm_tasks import Size, Task, task_of
 from experiments.jobs.text import profiling
 from experiments.metrics import WATCHING, MetricsWriter, read
 from experiments.usage import PREFIX, memory_usage
 from memjax import training
-from memjax.core import Memory, checks, clean, scan
+from memjax.core import Memory, checks, clean, replace, scan
 from memjax.core.layers import Linear
-from memjax.slots import NeuralTuringMachine
+from memjax.slots import DifferentiableNeuralComputer, NeuralTuringMachine
 from memjax.slots.controllers import LSTM
 from memjax.tasks import copying
 
-MAY_CHANGE = ("lengths", "evaluation", "checkpoint", *WATCHING)
+MAY_CHANGE = ("sizes", "evaluation", "checkpoint", *WATCHING)
 VALIDATION, TEST = 2**31 - 2, 2**31 - 1  # seeds of sequences that no training step uses
 
 
@@ -66,21 +67,48 @@ class Numbers:
 
 
 def build(config) -> dict[str, Memory]:
-  """The machine, and the LSTM whose number of parameters is nearest to its."""
-  bits, made = config.bits, config.model
-  ntm = NeuralTuringMachine(
-    bits + 1, out=bits, slots=made.slots, width=made.width, hidden=made.hidden,
+  """The memories that the recipe names, and the LSTM whose number of parameters is nearest to that
+  of the largest of them."""
+  task = task_of(config)
+  made = {name: MEMORIES[name](config, task) for name in config.memories}
+  most = max(map(models.parameters, made.values()))
+  lstm = functools.partial(Recurrent, task.inputs, out=task.outputs, layers=config.lstm.layers)
+
+  @functools.cache
+  def distance(hidden):
+    made = nnx.eval_shape(lambda: lstm(hidden=hidden, rngs=nnx.Rngs(0)))
+    return abs(models.parameters(made) - most)
+
+  hidden = config.lstm.hidden or _lowest(distance, 1, 1024)
+  return made | {"lstm": lstm(hidden=hidden, rngs=nnx.Rngs(config.seed))}
+
+
+def _ntm(config, task: Task) -> Memory:
+  made = config.ntm
+  return NeuralTuringMachine(
+    task.inputs, out=task.outputs, slots=made.slots, width=made.width, hidden=made.hidden,
     read_heads=made.heads, write_heads=made.heads, shift=made.shift, controller=made.controller,
     start=made.start, rngs=nnx.Rngs(config.seed),
   )  # fmt: skip
-  lstm = functools.partial(Recurrent, bits + 1, out=bits, layers=config.lstm.layers)
 
-  def distance(hidden):
-    made = nnx.eval_shape(lambda: lstm(hidden=hidden, rngs=nnx.Rngs(0)))
-    return abs(models.parameters(made) - models.parameters(ntm))
 
-  hidden = config.lstm.hidden or min(range(8, 513), key=distance)
-  return {"ntm": ntm, "lstm": lstm(hidden=hidden, rngs=nnx.Rngs(config.seed))}
+def _dnc(config, task: Task) -> Memory:
+  made = config.dnc
+  return DifferentiableNeuralComputer(
+    task.inputs, out=task.outputs, slots=made.slots, width=made.width, hidden=made.hidden,
+    read_heads=made.read_heads, rngs=nnx.Rngs(config.seed),
+  )  # fmt: skip
+
+
+MEMORIES = {"ntm": _ntm, "dnc": _dnc}
+
+
+def _lowest(of, low: int, high: int) -> int:
+  """Where `of`, which falls and then rises, is least."""
+  while high - low > 2:
+    middle = (low + high) // 2
+    low, high = (low, middle + 1) if of(middle) <= of(middle + 1) else (middle, high)
+  return min(range(low, high + 1), key=of)
 
 
 def nats(logits, copies) -> jax.Array:
@@ -91,11 +119,12 @@ def nats(logits, copies) -> jax.Array:
 
 def make_loss(config):
   """Cross-entropy in nats, and wrong bits, of a sequence; batches are `{"number": seed}`."""
+  task = task_of(config)
 
   def loss(model, memory, batch, key):
     del key
     seed = jax.random.fold_in(jax.random.key(config.seed), batch["number"])
-    copies = copying.sample(seed, config.batch_size, longest=config.longest, bits=config.bits)
+    copies = task.train(seed, config.batch_size)
     logits, _ = model(copies.inputs, model.init_state(config.batch_size))
     total = nats(logits, copies) * config.batch_size
     wrong = jnp.mean(copying.wrong_bits(logits, copies).astype(jnp.float32))
@@ -104,19 +133,27 @@ def make_loss(config):
   return loss
 
 
-def errors(model, length: int, config, seed: int) -> tuple[float, float]:
-  """Mean wrong bits, and nats, of a sequence of `length` vectors that was not trained on."""
+def errors(model, size: Size, config, seed: int) -> tuple[float, float]:
+  """Mean wrong bits, and nats, of a sequence of a size that was not trained on."""
+  task = task_of(config)
+  model = with_room(model, task.stored(size))
 
   @jax.jit
   def batch_errors(model, key):
-    options = {"shortest": length, "longest": length, "bits": config.bits}
-    copies = copying.sample(key, config.batch_size, **options)
+    copies = task.ask(key, config.batch_size, size)
     logits, _ = model(copies.inputs, model.init_state(config.batch_size))
     return jnp.stack([jnp.mean(copying.wrong_bits(logits, copies)), nats(logits, copies)])
 
   keys = jax.random.split(jax.random.key(seed), config.evaluation.batches)
   wrong, cost = np.mean([batch_errors(model, key) for key in keys], axis=0)
   return float(wrong), float(cost)
+
+
+def with_room(model, vectors: int):
+  """A computer with slots for so many vectors and a tenth more: its parameters ask for no number."""
+  if not isinstance(model, DifferentiableNeuralComputer):
+    return model
+  return replace(model, slots=max(model.slots, vectors + vectors // 10 + 1))
 
 
 def read_only(model, memory, inputs):
@@ -127,11 +164,11 @@ def read_only(model, memory, inputs):
 
 @dataclasses.dataclass
 class Trained:
-  """One trained model, its wrong bits by length, and what its training took."""
+  """One trained model, its wrong bits by size, and what its training took."""
 
   name: str
   model: Memory
-  wrong: dict[int, float]
+  wrong: dict[Size, float]
   seconds: float
   curve: list[dict[str, float]]
 
@@ -142,8 +179,9 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
   optimizer = optax.chain(optax.clip_by_global_norm(part.clip), optax.adam(part.learning_rate))
   state = training.init_train_state(model, optimizer, key=jax.random.key(config.seed))
   writer = MetricsWriter(folder, start=0)
-  same = {"shortest": config.longest, "longest": config.longest, "bits": config.bits}
-  watched = copying.sample(jax.random.key(VALIDATION), config.batch_size, **same).inputs
+  task = task_of(config)
+  size, bits = task.watched, task.due(task.watched)
+  watched = task.ask(jax.random.key(VALIDATION), config.batch_size, size).inputs
 
   def start(step, extra):
     nonlocal writer
@@ -151,7 +189,7 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     writer = MetricsWriter(folder, start=step, config=config)
 
   def evaluate(state):
-    wrong, cost = errors(state.model, config.longest, config, VALIDATION)
+    wrong, cost = errors(state.model, size, config, VALIDATION)
     return {"wrong": wrong, "nats": cost} | memory_usage(state.model, [watched], read_only)
 
   def evaluated(step, metrics, best):
@@ -160,8 +198,8 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     row |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
     writer.write(step, row | {"seconds": seconds})
     console.print(
-      f"{name}  step {step}/{config.steps}  {wrong:.2f} wrong bits of "
-      f"{config.longest * config.bits} at length {config.longest}  {seconds:.0f} s"
+      f"{name}  step {step}/{config.steps}  {wrong:.2f} wrong bits of {bits} at {size} "
+      f"{task.counted}  {seconds:.0f} s"
     )
 
   with (
@@ -181,12 +219,12 @@ def train(config, folder: pathlib.Path, name: str, model: Memory, stop) -> Train
     model = result.state.model
     if result.best_step != result.step:  # late in the training a loss may leap for a while
       model = checkpoints.restore(result.state, step=result.best_step).tree.model
-  wrong = {length: errors(model, length, config, TEST)[0] for length in config.lengths}
+  wrong = {size: errors(model, size, config, TEST)[0] for size in config.sizes}
   return Trained(name, model, wrong, result.seconds, read(folder / "metrics.csv"))
 
 
 def run(config, workdir: pathlib.Path) -> bool:
-  """Trains both models, then reports. Returns False when a signal stopped it."""
+  """Trains all models, then reports. Returns False when a signal stopped it."""
   trained = []
   with cli.one_line():
     contenders = build(config)
@@ -197,14 +235,15 @@ def run(config, workdir: pathlib.Path) -> bool:
       if result is None:
         return False
       trained.append(result)
-  columns = ["model", "parameters", "seconds", *(f"length {n}" for n in config.lengths)]
+  task = task_of(config)
+  columns = ["model", "parameters", "seconds", *map(str, config.sizes)]
   rows = [
     [t.name, f"{models.parameters(t.model):,}", f"{t.seconds:.0f}"]
-    + [f"{t.wrong[n]:.2f}" for n in config.lengths]
+    + [f"{t.wrong[n]:.2f}" for n in config.sizes]
     for t in trained
   ]
-  chance = ["chance", "-", "-", *(f"{n * config.bits / 2:.0f}" for n in config.lengths)]
-  title = f"Wrong bits of a sequence, after training on lengths 1 to {config.longest}"
+  chance = ["chance", "-", "-", *(f"{task.due(n) / 2:.0f}" for n in config.sizes)]
+  title = f"Wrong bits of a sequence by {task.counted}; trained up to {task.watched}"
   (workdir / "report.md").write_text(table(title, columns, [*rows, chance]))
   picture(workdir / "curves.png", trained, config)
   console.print(f"Picture: {workdir / 'curves.png'}   table: {workdir / 'report.md'}")
@@ -212,10 +251,11 @@ def run(config, workdir: pathlib.Path) -> bool:
 
 
 def picture(path: pathlib.Path, trained: list[Trained], config) -> None:
-  """Wrong bits over sequences seen, and over the length asked for, as a PNG."""
+  """Wrong bits over sequences seen, and over the size asked for, as a PNG."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
+  task = task_of(config)
   figure = Figure(figsize=(9, 3.6), layout="constrained")
   FigureCanvasAgg(figure)
   left, right = figure.subplots(1, 2)
@@ -226,9 +266,10 @@ def picture(path: pathlib.Path, trained: list[Trained], config) -> None:
       marker=".",
       label=result.name,
     )
-    right.plot(list(result.wrong), list(result.wrong.values()), marker="o", label=result.name)
-  left.set(xlabel="sequences seen", ylabel=f"wrong bits at length {config.longest}")
-  right.set(xlabel="length asked for", ylabel="wrong bits of a sequence")
+    sizes = list(map(str, result.wrong))
+    right.plot(sizes, list(result.wrong.values()), marker="o", label=result.name)
+  left.set(xlabel="sequences seen", ylabel=f"wrong bits at {task.watched}")
+  right.set(xlabel=f"{task.counted} asked for", ylabel="wrong bits of a sequence", yscale="symlog")
   for panel in (left, right):
     panel.grid(alpha=0.3)
     panel.legend()
