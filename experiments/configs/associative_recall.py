@@ -1,7 +1,8 @@
 """Associative recall, trained on 2 to 6 items of 3 vectors of 6 bits: a Neural Turing Machine and a
 Differentiable Neural Computer beside an LSTM of equal size.
 
-    python -m experiments.train --config=experiments/configs/associative_recall.py --workdir=runs/recall
+    python -m experiments.train --config=experiments/configs/associative_recall.py \\
+      --workdir=runs/recall
 """
 
 from ml_collections import config_dict

@@ -1,5 +1,5 @@
-"""Sorting 10 vectors by their priority: a Neural Turing Machine and a Differentiable Neural Computer
-beside an LSTM of equal size.
+"""Sorting 10 vectors by their priority: a Neural Turing Machine and a Differentiable Neural
+Computer beside an LSTM of equal size.
 
     python -m experiments.train --config=experiments/configs/priority_sort.py --workdir=runs/sort
 

@@ -1,5 +1,5 @@
-"""Repeating 1 to 5 vectors 1 to 5 times: a Neural Turing Machine and a Differentiable Neural Computer
-beside an LSTM of equal size.
+"""Repeating 1 to 5 vectors 1 to 5 times: a Neural Turing Machine and a Differentiable Neural
+Computer beside an LSTM of equal size.
 
     python -m experiments.train --config=experiments/configs/repeat_copy.py --workdir=runs/repeat
 

@@ -1,5 +1,5 @@
-"""Small algorithms: memories beside an LSTM of equal size, trained on short sequences and then asked
-for long ones."""
+"""Small algorithms: memories beside an LSTM of equal size, trained on short sequences and then
+asked for long ones."""
 
 import dataclasses
 import functools
@@ -150,7 +150,7 @@ def errors(model, size: Size, config, seed: int) -> tuple[float, float]:
 
 
 def with_room(model, vectors: int):
-  """A computer with slots for so many vectors and a tenth more: its parameters ask for no number."""
+  """A computer with slots for so many vectors, and a tenth more: it has no parameters of slots."""
   if not isinstance(model, DifferentiableNeuralComputer):
     return model
   return replace(model, slots=max(model.slots, vectors + vectors // 10 + 1))

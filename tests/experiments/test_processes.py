@@ -30,7 +30,7 @@ ONE_LAYER = {
 }  # fmt: skip
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
-# Long enough that a signal sent after the third step arrives before the last, also on a fast machine.
+# Long enough that a signal sent after the third step comes before the last on any machine.
 LONGER = {
   "steps": 24, "evaluation__every": 8, "checkpoint__every": 8, "twin__train": False,
   "sample__tokens": 2, "sample__evaluation_tokens": 0,
