@@ -30,10 +30,12 @@ ONE_LAYER = {
 }  # fmt: skip
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
-# Long enough that a signal sent after the third step comes before the last on any machine.
+# Long enough that a signal sent after the third step comes before the last on any machine; at rates
+# so low that sums in another order stay small until then.
 LONGER = {
   "steps": 24, "evaluation__every": 8, "checkpoint__every": 8, "twin__train": False,
-  "sample__tokens": 2, "sample__evaluation_tokens": 0,
+  "sample__tokens": 2, "sample__evaluation_tokens": 0, "optimizer__learning_rate": 1e-3,
+  "optimizer__table_learning_rate": 1e-2,
 }  # fmt: skip
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
