@@ -1,7 +1,6 @@
 """The TensorCore's sums of sorted reads: values in interpreters, what they move, real compilers."""
 
 import functools
-import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -180,8 +179,10 @@ def test_touched_rows_and_updates_compile(chip):
     table = jax.ShapeDtypeStruct((2**20, 512), dtype)
     lowered = aot.lower(chip, update, table, ids, weights, vectors)
     assert aot.kernels(lowered) == 1
-    copies = re.findall(r"\[1048576,512\]\S* copy\(", lowered.compile().as_text())
-    assert len(copies) <= 1  # of the argument, which is not donated; none in the loop
+    memory, held = lowered.compile().memory_analysis(), table.size * jnp.dtype(dtype).itemsize
+    # What is returned is a copy of the argument, which is not donated; the loop makes no other.
+    assert memory.output_size_in_bytes <= held + 2**10
+    assert memory.temp_size_in_bytes < held // 2
 
 
 def test_what_it_moves():
