@@ -6,7 +6,7 @@
 
 Families: `slots`, `parametric`, `recurrent`, `transformer`. Around them: `core` (the contract),
   `testing` (its laws),
-`training`, `data`; these three are imported on first use.
+`inspect` (what a memory did), `training`, `data`; these four are imported on first use.
 """
 
 import importlib
@@ -35,7 +35,7 @@ from memjax.core import (
 
 __version__ = "0.1.0"
 
-_LAZY = ("data", "testing", "training")
+_LAZY = ("data", "inspect", "testing", "training")
 
 
 def __getattr__(name: str):

@@ -11,6 +11,7 @@ pays nothing: what is emitted and not used is removed by the compiler.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,13 +22,35 @@ _frames: list = []
 _indices: list = []
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A whole array on its way out, and the loops that stacked it.
+
+  Attributes:
+    values: `[*loops, B, T, ...]`; without T if not `tokens`.
+    tokens: the array itself has tokens on its axis after the batch's.
+    loops: what each leading axis is, the outermost first: "time", "layers", or None.
+  """
+
+  values: jax.Array
+  tokens: bool = dataclasses.field(metadata={"static": True})
+  loops: tuple[str | None, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+  def stacked(self, axis: str | None) -> "Traced":
+    """Of the values, which a loop has stacked on axis 0."""
+    return dataclasses.replace(self, loops=(axis, *self.loops))
+
+
 class Frame:
   """What was emitted (`emitted: dict`) and which taps were asked for (`wanted: dict` of shapes)
   during one trace."""
 
-  def __init__(self, taps=None, outer: "Frame | None" = None, measures: bool = False):
+  def __init__(
+    self, taps=None, outer: "Frame | None" = None, measures: bool = False, traces: bool = False
+  ):
     self.taps, self.wanted, self.emitted, self.outer = taps, {}, {}, outer
-    self.measures = measures
+    self.measures, self.traces = measures or traces, traces
     self.prefix = ""
 
   def emit(self, name: str, value) -> None:
@@ -53,7 +76,7 @@ def _open(frame: Frame | None) -> Iterator:
 
 
 def collect(
-  taps: dict | None = None, *, measure: bool = False
+  taps: dict | None = None, *, measure: bool = False, trace: bool = False
 ) -> contextlib.AbstractContextManager[Frame]:
   """Collects what is emitted inside the block.
 
@@ -63,9 +86,10 @@ def collect(
       a loss function that does.
     measure: also ask for what memories tell of their use (`core.usage`), here and in all collectors
       inside the block.
+    trace: ask for that, and for the whole arrays behind it (`Traced`): see `memjax.inspect`.
   """
   outer = _frames[-1] if taps is None and _frames else None
-  return _open(Frame(taps, outer, measure or measuring()))
+  return _open(Frame(taps, outer, measure or measuring(), trace or tracing()))
 
 
 def muted() -> contextlib.AbstractContextManager:
@@ -106,6 +130,11 @@ def collecting() -> bool:
 def measuring() -> bool:
   """Whether somebody asked for measurements (`core.usage`), which else are not computed."""
   return bool(_frames) and _frames[-1] is not None and _frames[-1].measures
+
+
+def tracing() -> bool:
+  """Whether somebody asked for whole arrays, such as the addresses of every token."""
+  return measuring() and _frames[-1].traces
 
 
 def _fresh(table: dict, name: str) -> str:  # a, a.1, a.2: several calls of one name stay apart
@@ -149,12 +178,14 @@ def wanted(fn, *args) -> dict:
 
 
 def scan(
-  body, carry, xs, length: int | None = None, unroll: int = 1, loop: Callable = jax.lax.scan
-) -> tuple[Any, Any]:
+  body, carry, xs, length: int | None = None, unroll: int = 1, loop: Callable = jax.lax.scan,
+  axis: str | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
   """`jax.lax.scan` that lets emitted values out (stacked on axis 0) and taps in (one a step).
 
   Args:
     loop: what runs the steps, called as `loop(body, carry, xs, length, unroll=)`.
+    axis: what the steps are: "time" (tokens, or segments of them), "layers", or None.
   """
   steps = jax.tree.leaves(xs)[0].shape[0] if length is None else length
   if not collecting():
@@ -170,7 +201,7 @@ def scan(
 
   carry, (ys, emitted) = loop(inner, carry, (xs, taps), steps, unroll=unroll)
   for key, value in sorted(emitted.items()):  # in the order of their taps
-    emit(key, value)
+    emit(key, value.stacked(axis) if isinstance(value, Traced) else value)
   return carry, ys
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from memjax.core import channel
 from memjax.core.replay import Replay, replay_scan
 from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
@@ -157,7 +158,7 @@ def scan(
 
   inputs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, reset, valid, tokens))
   inputs = (*inputs, jnp.arange(length))
-  if length == 1 and remat is None:  # decoding: no loop
+  if length == 1 and remat is None and not channel.tracing():  # decoding: no loop
     state, y = body(state, jax.tree.map(lambda a: a[0], inputs))
     return jax.tree.map(lambda a: a[:, None], y), state
   state, y = replay_scan(body, state, inputs, remat, unroll=unroll)

@@ -80,7 +80,7 @@ def replay_scan(body, carry, xs, replay: Replay | None = None, *, unroll: int = 
     xs: a pytree of `[T, ...]`, T >= 1.
   """
   loop = jax.lax.scan if replay is None else functools.partial(_loop, replay)
-  return channel.scan(body, carry, xs, unroll=unroll, loop=loop)
+  return channel.scan(body, carry, xs, unroll=unroll, loop=loop, axis="time")
 
 
 def _loop(replay: Replay, body, carry, xs, length: int, unroll: int):

@@ -3,6 +3,9 @@
 A memory calls `measure` (or `measure_slots`) where its reads and writes are at hand. Nothing is
 computed unless somebody collects with `channel.collect(measure=True)`; training does not. What
 arrives are sums that add up over calls, segments and batches; means are taken at the end.
+
+With `channel.collect(trace=True)` the arrays themselves arrive too, and those that are handed to
+`trace` or `trace_step` alone: `memjax.inspect` records them.
 """
 
 import dataclasses
@@ -15,6 +18,8 @@ import jax.numpy as jnp
 
 from memjax.core import channel
 from memjax.core.state import stack_depths
+
+_TRACE = ":trace"  # keeps the name of an array apart from that of its mean
 
 
 @jax.tree_util.register_dataclass
@@ -40,15 +45,27 @@ class Mean:
     return self.total / jnp.maximum(self.count, 1)
 
 
-def measure(name: str, values: jax.Array, valid: jax.Array | None = None) -> None:
-  """Hands the mean of `values` to whoever measures, under `name`; costs nothing if nobody does.
+def measure(
+  name: str, values: jax.Array, valid: jax.Array | None = None, *, tokens: bool | None = None
+) -> None:
+  """Hands the mean of `values` to whoever measures, under `name`, and the values to whoever
+  traces; costs nothing if nobody does.
 
   Args:
-    values: of any shape.
+    values: of any shape that begins with the batch.
     valid: bool, of the leading axes of `values`: which of them count. None: all.
+    tokens: axis 1 of `values` is tokens. None: if `valid` has two axes; without it, if there is an
+      axis 1.
   """
   if not channel.measuring():
     return
+  if channel.tracing():
+    default = (values if valid is None else valid).ndim > 1
+    _hand(name, values, default if tokens is None else tokens)
+  _mean(name, values, valid)
+
+
+def _mean(name: str, values: jax.Array, valid: jax.Array | None) -> None:
   values = jax.lax.stop_gradient(values).astype(jnp.float32)
   if valid is None:
     total, count = jnp.sum(values), jnp.float32(values.size)
@@ -65,6 +82,7 @@ def measure_slots(*, valid: jax.Array | None = None, **weights: jax.Array) -> No
   Under `<name>_peak`: the largest of N weights, a mean over tokens and heads: 1 looks at one slot,
   1 / N at all alike. Under `slots_<name>`: the share of slots in use in a call, exp(entropy) / N of
   a row's weights summed over tokens and heads: 1 if all were used alike, 1 / N if only one was.
+  Whoever traces gets the weights, under `<name>`.
 
   Args:
     weights: `[B, T, heads, N]` each, not negative; heads that sum to 1.
@@ -72,15 +90,75 @@ def measure_slots(*, valid: jax.Array | None = None, **weights: jax.Array) -> No
   """
   if not channel.measuring():
     return
+  trace(**weights)
   for name, w in weights.items():
     w = jax.lax.stop_gradient(w).astype(jnp.float32)
-    measure(f"{name}_peak", jnp.max(w, axis=-1), valid)
+    _mean(f"{name}_peak", jnp.max(w, axis=-1), valid)
     w = w if valid is None else jnp.where(valid[:, :, None, None], w, 0)
     mass = jnp.sum(w, axis=(1, 2))
     p = mass / jnp.maximum(jnp.sum(mass, axis=-1, keepdims=True), 1e-30)
     entropy = -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
     rows = None if valid is None else jnp.any(valid, axis=1)
-    measure(f"slots_{name}", jnp.exp(entropy) / w.shape[-1], rows)
+    _mean(f"slots_{name}", jnp.exp(entropy) / w.shape[-1], rows)
+
+
+def trace(**values: jax.Array) -> None:
+  """Hands arrays `[B, T, ...]` to whoever traces: `trace(read=weights)`."""
+  for name, value in values.items():
+    _hand(name, value, True)
+
+
+def trace_step(**values: jax.Array) -> None:
+  """As `trace`, inside a loop over time: arrays `[B, ...]` of one token, or of one segment."""
+  for name, value in values.items():
+    _hand(name, value, False)
+
+
+def _hand(name: str, values: jax.Array, tokens: bool) -> None:
+  if channel.tracing():
+    channel.emit(name + _TRACE, channel.Traced(jax.lax.stop_gradient(values), tokens))
+
+
+def traced(emitted: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """The arrays that memories traced, `[B, T, ...]` each, by path and name: `{"2/read": array}`.
+
+  T counts tokens, or segments for what happens once a segment. Layers in a stack stand apart. The
+  axis of a loop that is neither over time nor over layers stands after T.
+
+  Args:
+    emitted: `Frame.emitted` of `channel.collect(trace=True)` around a call.
+  """
+  found = {}
+  for name, value in emitted.items():
+    if isinstance(value, channel.Traced):
+      *scope, last = name.split("/")
+      for path, array in _apart(scope, value):
+        found["/".join([*path, last.replace(_TRACE, "")])] = array
+  return found
+
+
+def _apart(scope: list[str], value: channel.Traced) -> Iterator[tuple[list[str], jax.Array]]:
+  """Path and array of each of the layers that a scope stands for."""
+  places = [i for i, part in enumerate(scope) if stack_depths(part) is not None]
+  axes = [i for i, loop in enumerate(value.loops) if loop == "layers"]
+  loops = [loop for loop in value.loops if loop != "layers"]
+  stacked = jnp.moveaxis(value.values, axes, range(len(axes)))
+  depths = [stack_depths(scope[place]) or () for place in places]
+  for chosen in itertools.product(*(range(len(depth)) for depth in depths)):
+    path = list(scope)
+    for place, depth, index in zip(places, depths, chosen, strict=True):
+      path[place] = str(depth[index])
+    yield path, _in_time(stacked[chosen], loops, value.tokens)
+
+
+def _in_time(a: jax.Array, loops: list[str | None], tokens: bool) -> jax.Array:
+  """`[*loops, B, (T), ...]` as `[B, T, ...]`."""
+  batch = len(loops)
+  times = [i for i, loop in enumerate(loops) if loop == "time"]
+  times += [batch + 1] if tokens else []
+  others = [i for i in range(a.ndim) if i != batch and i not in times]
+  a = jnp.transpose(a, (batch, *times, *others))
+  return a.reshape(a.shape[0], -1, *a.shape[1 + len(times) :])
 
 
 def measured(emitted: Mapping[str, Any]) -> dict[str, dict[str, Mean]]:

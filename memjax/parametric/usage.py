@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from memjax.core import channel
 from memjax.core.state import stack_depths
+from memjax.core.usage import trace
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +51,8 @@ class Rows:
 
 
 def emit_reads(ids: jax.Array, weights: jax.Array, valid: jax.Array | None, rows: int) -> jax.Array:
-  """Emits which rows of a table are read: "ids", "weights" and "rows", for `emitted_usage`.
+  """Emits which rows of a table are read: "ids", "weights" and "rows", for `emitted_usage`; traces
+  `slot_ids` and `slot_weights [B, T, b]` for `inspect`.
 
   Args:
     ids: `[B, T, b]`, below `rows`.   valid: `[B, T]` bool or None.   rows: N of the table.
@@ -63,6 +65,7 @@ def emit_reads(ids: jax.Array, weights: jax.Array, valid: jax.Array | None, rows
     return ids
   ids = ids if valid is None else jnp.where(valid[..., None], ids, rows)
   weights = jnp.sum(jnp.abs(weights), axis=2) if weights.ndim == 4 else weights
+  trace(slot_ids=ids, slot_weights=weights)
   channel.emit("ids", ids)
   channel.emit("weights", jax.lax.stop_gradient(weights))
   channel.emit("rows", Rows(rows))

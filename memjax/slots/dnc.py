@@ -20,7 +20,7 @@ from flax import nnx
 from memjax.core import Memory, Replay, as_state, channel, checks, clean, late, leaf, scan
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure_slots, trace_step
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM
 from memjax.slots.usage import allocate
@@ -98,7 +98,10 @@ class DifferentiableNeuralComputer(Memory):
     remat: None keeps the memory and link matrices of every token for back-propagation; a `Replay`
       fewer: `Replay(every=64, steps=False)` those of every 64th, and of 64 tokens at a time.
 
-  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`.
+  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
+  (`inspect`) `read [B, T, R, N]`, `written [B, T, Wr, N]`, `usage [B, T, N]`, `free_gate`,
+  `allocation_gate` and `write_gate [B, T, heads]`; with links `read_mode [B, T, R, 1 + 2 Wr]`,
+  `precedence [B, T, Wr, N]` and `link [B, T, Wr, N, N]`.
 
   State: `DNCState`.
   """
@@ -192,10 +195,12 @@ class DifferentiableNeuralComputer(Memory):
   def access(self, fields: Mapping[str, jax.Array], state: DNCState) -> DNCState:
     """Writes, then reads: the heads' raw numbers, `[B, heads, numbers]` each, by name."""
     gate = {n: jax.nn.sigmoid(fields[f"{n}_gate"]) for n in ("free", "allocation", "write")}
+    trace_step(**{f"{name}_gate": values[..., 0] for name, values in gate.items()})
     # The gradient through the weights of the write before is left out, as in the authors' code.
     written = 1 - _product(1 - jax.lax.stop_gradient(state.write_weights))
     usage = state.usage + (1 - state.usage) * written
     usage = usage * _product(1 - gate["free"] * state.read_weights)
+    trace_step(usage=usage)
 
     free = self._allocate(usage, (gate["allocation"] * gate["write"])[:, :, 0])
     found = self._content(fields, "write", state.memory)
@@ -207,6 +212,7 @@ class DifferentiableNeuralComputer(Memory):
     if self.use_link:
       mode = jax.nn.softmax(fields["read_mode"], axis=-1)
       links, backward, forward = _follow(links, write, state.read_weights)
+      trace_step(read_mode=mode, precedence=links.precedence, link=links.link)
       ways = jnp.concatenate([backward, forward], axis=2)  # [B, R, 2 Wr, N]
       read = mode[:, :, -1:] * read + jnp.sum(mode[:, :, :-1, None] * ways, axis=2)
     reads = addressing.read(read, memory)

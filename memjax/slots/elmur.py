@@ -30,7 +30,7 @@ from memjax.core import (
 )
 from memjax.core.layers import LayerNorm, dropout
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure_slots, trace_step
 from memjax.slots import attending
 
 _LARGEST = 1e15  # of the inputs' entries: their products stay finite
@@ -117,7 +117,9 @@ class ELMUR(Memory):
     released: the released code's departures.
     remat: None, "full" or a `Replay`: what back-propagation keeps of the segments.
 
-  Measures (`core.usage`) `read_peak` and `slots_read`, of whole segments.
+  Measures (`core.usage`) `read_peak` and `slots_read`, of whole segments. Traces (`inspect`)
+  `read [B, T, H, M]`, and of each segment how new a slot is, `written [B, T / L, 1, M]`, and when
+  they were written, `times [B, T / L, M]`.
 
   State: `ELMURState`; places are int32, so that a sequence ends at 2^31 tokens.
   """
@@ -288,7 +290,9 @@ class ELMUR(Memory):
     blend = jnp.where((time < 0) & (not self.released), 1.0, self.blend)[:, :, None]
     new = (blend * new + (1 - blend) * old)[:, 0]
     length = slots.length + (self.segment if valid is None else jnp.sum(valid, axis=1))
-    return slots.memory.at[row, slot].set(new), slots.written.at[row, slot].set(length - 1), length
+    written = slots.written.at[row, slot].set(length - 1)
+    trace_step(written=blend * jax.nn.one_hot(slot, self.slots)[:, None], times=written)
+    return slots.memory.at[row, slot].set(new), written, length
 
   def _places(self, at, slots):
     return slots.length[:, None] + (self.segment - 1 - at if self.released else at)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from memjax.core import checks, param
 from memjax.core.layers import Linear
+from memjax.core.usage import trace_step
 
 
 def identity(slots: int, width: int, batch: int) -> jax.Array:
@@ -27,10 +28,11 @@ def gated(memory, candidate, write, keep, *, input_bias=0.0, forget_bias=1.0) ->
   Args:
     memory, candidate: M and C, `[B, N, W]`.
     write, keep: logits of the gates, of a shape that broadcasts to `[B, N, W]`: a gate a number, or
-      `[B, N, 1]`, a gate a slot.
+      `[B, N, 1]`, a gate a slot. Traced, in a loop over time, as `input_gate` and `forget_gate`.
     input_bias, forget_bias: numbers, or scalar arrays if they are learned.
   """
   i, f = jax.nn.sigmoid(write + input_bias), jax.nn.sigmoid(keep + forget_bias)
+  trace_step(input_gate=i, forget_gate=f)
   return i * jnp.tanh(candidate) + f * memory
 
 

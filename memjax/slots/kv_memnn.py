@@ -16,6 +16,7 @@ from flax import nnx
 
 from memjax.core import Fixed, Memory, as_state, checks, leaf, param
 from memjax.core.layers import Linear
+from memjax.core.usage import trace
 from memjax.slots import bags, store
 from memjax.slots import hops as hop_loop
 from memjax.slots.bags import NIL, without_nil
@@ -70,7 +71,9 @@ class KeyValueMemoryNetwork(Memory):
     shared_answers: E embeds the answers; False: a table of their own.
     init: standard deviation of all parameters at first.
 
-  Measures (`core.usage`) `read_peak` and `slots_read` of every hop.
+  Measures (`core.usage`) `read_peak` and `slots_read` of every hop. Traces (`inspect`)
+  `hop0/read [B, T, 1, N]` and so on, the most recent slot first; with `select` of so many slots,
+  and `chosen [B, T, select]`: how many slots ago they were stored.
 
   State: `KeyValueState`.
   """
@@ -121,10 +124,11 @@ class KeyValueMemoryNetwork(Memory):
     def ask(query, window, count):
       window, (times, read) = self._choose(query, store.take(keys, window), window, count)
       k, v = (store.take(a, window) for a in encoded)
-      return self._reason(query, k, v, times, read)
+      return *self._reason(query, k, v, times, read), times
 
     asked = x[:, :, : self.key_words]
-    u, reads = store.ask(ask, asked, seen.window[:, :-1], seen.count[:, :-1])
+    u, reads, times = store.ask(ask, asked, seen.window[:, :-1], seen.count[:, :-1])
+    self._trace(times)
     hop_loop.measure(reads, valid if question is None else question)
     return self._logits(u, None), self._keep(seen, keys, values)
 
@@ -146,8 +150,13 @@ class KeyValueMemoryNetwork(Memory):
     window, (times, read) = self._choose(question, state.keys, rows, state.count)
     k, v = self._encode(store.take(state.keys, window), store.take(state.values, window))
     u, reads = self._reason(question, k, v, times, read)
+    self._trace(times[:, None])
     hop_loop.measure([p[:, None] for p in reads], state.count[:, None] > 0)
     return self._logits(u, candidates)
+
+  def _trace(self, times):
+    if self.select is not None:
+      trace(chosen=times)
 
   def _items(self, x, state, valid):
     bags.check("slots", x, 3, self.key_words + self.value_words)

@@ -27,7 +27,7 @@ from memjax.core import (
 )
 from memjax.core.layers import Linear, default_init, dropout
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure_slots, trace
 from memjax.slots import gates
 from memjax.slots import lm2_updates as updates
 from memjax.slots.addressing import keep_largest
@@ -105,7 +105,9 @@ class LM2(Memory):
     dropout: rate on the weights of r; needs `context.key`.
     remat: None, "full" or a `Replay`: what back-propagation keeps of the segments.
 
-  Measures (`core.usage`) `read_peak` and `slots_read`.
+  Measures (`core.usage`) `read_peak` and `slots_read`. Traces (`inspect`) `read [B, T, H, N]`,
+  `output_gate [B, T, D]`; of each segment `input_gate` and `forget_gate [B, T / g, N, D]`, and with
+  "shared" what slots saw of its tokens, `attention [B, T / g, H, N, g]`.
 
   State: `LM2State`.
   """
@@ -229,7 +231,11 @@ class LM2(Memory):
     return updates.mix(weights, v)
 
   def _output(self, x, read, memory):
-    y = memory if self.gate is None else jax.nn.sigmoid(self.gate(read)) * read
+    y = memory
+    if self.gate is not None:
+      gate = jax.nn.sigmoid(self.gate(read))
+      trace(output_gate=gate)
+      y = gate * read
     return y if self.attention is None else x + y.astype(x.dtype)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from memjax.core import bounded, param
 from memjax.core.layers import LayerNorm, Linear
+from memjax.core.usage import trace_step
 from memjax.slots import gates
 
 _LARGEST = 1e15  # of what tokens bring: products stay finite
@@ -67,7 +68,9 @@ class Shared(nnx.Module):
   def __call__(self, e, r, memory, valid):
     layers = (self.query, memory), (self.key, e), (self.value, e)
     q, k, v = (split(layer, a, self.heads) for layer, a in layers)
-    u = mix(weights(q, k, None if valid is None else valid[:, None, :]), v)
+    attention = weights(q, k, None if valid is None else valid[:, None, :])
+    trace_step(attention=attention)
+    u = mix(attention, v)
     write, keep = self.input_gate(u), self.forget_gate(memory)
     return gates.gated(memory, self.norm(u), write, keep, forget_bias=0.0)
 

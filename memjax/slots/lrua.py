@@ -16,7 +16,7 @@ from flax import nnx
 from memjax.core import Memory, Replay, as_state, channel, checks, clean, late, leaf, scan
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure_slots, trace_step
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM
 from memjax.slots.usage import least_used
@@ -77,7 +77,8 @@ class LRUAMemory(Memory):
     remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
       `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
 
-  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`.
+  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
+  (`inspect`) `read` and `written [B, T, R, N]`, `usage [B, T, N]` and `gate [B, T, R]`.
 
   State: `LRUAState`.
   """
@@ -166,6 +167,7 @@ class LRUAMemory(Memory):
     memory = memory + jnp.einsum("brn,brw->bwn", write, rows)
     read = jax.nn.softmax(_cosine(keys, memory), axis=-1)
     usage = self.decay * state.usage + jnp.sum(read, axis=1) + jnp.sum(write, axis=1)
+    trace_step(gate=gate[:, :, 0], usage=usage)
     reads = addressing.read(read, memory)
     return LRUAState(memory, usage, read, reads, state.controller), write
 

@@ -53,7 +53,7 @@ class SlotWrite(nnx.Module):
     own, tokens = tuple(map(heads, own)), tuple(map(heads, tokens))
     m, kept = attend_itself(heads(self.query(m)), own, tokens, valid, temperature=self.temperature)
     if channel.measuring():
-      measure("kept", kept, None if valid is None else jnp.any(valid, axis=1))
+      measure("kept", kept, None if valid is None else jnp.any(valid, axis=1), tokens=False)
     m = bounded(m.reshape(memory.shape), LARGEST)
     return _unit(m + self.towards[...].astype(jnp.float32)[None])
 
@@ -93,7 +93,7 @@ class GRUWrite(nnx.Module):
     own, tokens = ((heads(self.key(a)), heads(self.value(a))) for a in (m, x))
     update, kept = attend_itself(heads(self.query(m)), own, tokens, valid)
     if channel.measuring():
-      measure("kept", kept, None if valid is None else jnp.any(valid, axis=1))
+      measure("kept", kept, None if valid is None else jnp.any(valid, axis=1), tokens=False)
     new = jnp.split(self.update(self.out(update.reshape(m.shape))), 3, axis=-1)
     old = jnp.split(self.old(m), 3, axis=-1)
     r, z = jax.nn.sigmoid(new[0] + old[0]), jax.nn.sigmoid(new[1] + old[1])
@@ -141,7 +141,8 @@ class Memformer(SegmentModel):
   (the authors' trainer for MemBART doubles them from one segment to the next; its roll-outs may
   overlap) are the caller's.
 
-  Measures (`core.usage`) `kept`, the weight of slots on themselves, besides what the bodies do.
+  Measures (`core.usage`) `kept`, the weight of slots on themselves, besides what the bodies do;
+  traced (`inspect`), it is `[B, T / g, N, H]`.
 
   State: `SegmentState`, `(N + g) D` numbers and the body's; with a decoder `(N + 2 g) D`.
 

@@ -53,7 +53,8 @@ class EndToEndMemoryNetwork(Memory):
     noise: with `context.key`, up to this share of empty places is put between the stored times.
     mask_empty: empty slots get no attention; False leaves them in the softmax, as in that code.
 
-  Measures (`core.usage`) `read_peak` and `slots_read` of every hop, but for `linear`.
+  Measures (`core.usage`) `read_peak` and `slots_read` of every hop, but for `linear`. Traces
+  (`inspect`) `hop0/read [B, T, 1, N]` and so on, the most recent slot first.
 
   State: `MemN2NState`.
   """

@@ -83,7 +83,7 @@ class MemoryNetwork(Memory):
     ignored: ids that do not count as shared words.
 
   Measures (`core.usage`) `slots_read` of every hop (and `read_peak`, the share of look-ups that
-  found a fact).
+  found a fact). Traces (`inspect`) `hop0/read [B, T, 1, N]` and so on: 1 at the slot it found.
 
   State: `MemNNState`.
   """

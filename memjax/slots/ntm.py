@@ -30,7 +30,7 @@ from memjax.core import (
 )
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure_slots, trace_step
 from memjax.slots import addressing
 from memjax.slots.controllers import LSTM, MLP
 
@@ -95,7 +95,9 @@ class NeuralTuringMachine(Memory):
     remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
       `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
 
-  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`.
+  Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
+  (`inspect`) `read [B, T, R, N]` and `written [B, T, Wr, N]`; of all heads, reads first, beta, g, s
+  and gamma as `strength`, `gate`, `shift [B, T, H, S]` and `sharpness`, and `erase` and `add`.
 
   State: `NTMState`.
   """
@@ -213,5 +215,7 @@ class NeuralTuringMachine(Memory):
     old = jnp.concatenate([state.read_weights, state.write_weights], axis=1)
     strength, gate = jax.nn.softplus(strength[..., 0]), jax.nn.sigmoid(gate[..., 0])
     kernel, gamma = jax.nn.softmax(shift, axis=-1), 1 + jax.nn.softplus(gamma[..., 0])
+    erase, add = jax.nn.sigmoid(erase), squash(add)
+    trace_step(strength=strength, gate=gate, shift=kernel, sharpness=gamma, erase=erase, add=add)
     now = squash(key), strength, gate, kernel, gamma
-    return addressing.address(*now, state.memory, old), jax.nn.sigmoid(erase), squash(add)
+    return addressing.address(*now, state.memory, old), erase, add

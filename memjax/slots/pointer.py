@@ -28,7 +28,7 @@ from memjax.core import (
 )
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots
+from memjax.core.usage import measure, measure_slots
 from memjax.slots.controllers import LSTM
 
 MIXTURES = ("exact", "logits")
@@ -97,7 +97,8 @@ class PointerMixtureNetwork(Memory):
     init: every matrix starts uniform in +-init but for the LSTM's.
     remat: None, or what back-propagation keeps of the steps: a `Replay`.
 
-  Measures (`core.usage`) `read_peak` and `slots_read`.
+  Measures (`core.usage`) `read_peak`, `slots_read` and `switch`, s where an output stands before.
+  Traces (`inspect`) `read [B, T, 1, N]`, the last output first, and `switch [B, T]`.
 
   State: `PointerState`.
   """
@@ -136,10 +137,12 @@ class PointerMixtureNetwork(Memory):
     (features, weights, some), state = scan(
       self.step, inputs, state, init=init, reset=reset, valid=valid, remat=self.remat
     )
+    switch = self.switch(features)
     if channel.measuring():
       seen = some if valid is None else some & valid
       measure_slots(read=weights[:, :, None], valid=seen)
-    return self._mix(features, weights, some).astype(x.dtype), state
+      measure("switch", jnp.where(some, jax.nn.sigmoid(switch[..., 0]), 1), seen)
+    return self._mix(features, switch, weights, some).astype(x.dtype), state
 
   def step(self, inputs, state: PointerState, context=None):
     """One step: `[h; c] [B, 2 C]`, a with the last output first `[B, N]`, is there any `[B]`."""
@@ -157,9 +160,8 @@ class PointerMixtureNetwork(Memory):
     new = PointerState(push(state.window, h), push(state.keys, key), filled, controller)
     return (features, weights[:, ::-1], state.filled > 0), new
 
-  def _mix(self, features, weights, some):
-    words, switch = self.words(jnp.tanh(self.joint(features))), self.switch(features)
-    some = some[..., None]
+  def _mix(self, features, switch, weights, some):
+    words, some = self.words(jnp.tanh(self.joint(features))), some[..., None]
     if self.mixture == "logits":
       s = jnp.where(some, jax.nn.sigmoid(switch), 1)
       places = jnp.where(weights > 0, (1 - s) * weights, jnp.log(_LEAST))

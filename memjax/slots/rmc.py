@@ -15,6 +15,7 @@ from flax import nnx
 from memjax.core import Memory, Replay, as_state, bounded, checks, clean, leaf, scan
 from memjax.core.layers import LayerNorm, Linear
 from memjax.core.replay import as_replay
+from memjax.core.usage import trace_step
 from memjax.slots import gates
 
 _LARGEST = 1e6  # of an embedded input's entries: a token that overflows leaves finite gradients
@@ -53,7 +54,9 @@ class _Block(nnx.Module):
     qkv = qkv.reshape(batch, rows, self.heads, -1)
     q, k, v = jnp.split(qkv, [self.key, 2 * self.key], axis=-1)
     scores = jnp.einsum("bqhk,bshk->bhqs", q[:, :keep] * self.key**-0.5, k)
-    read = jnp.einsum("bhqs,bshv->bqhv", jax.nn.softmax(scores, axis=-1), v)
+    weights = jax.nn.softmax(scores, axis=-1)
+    trace_step(attention=weights)
+    read = jnp.einsum("bhqs,bshv->bqhv", weights, v)
     return read.reshape(batch, keep, -1)
 
 
@@ -88,6 +91,9 @@ class RelationalMemory(Memory):
     rows: n; the input `[D]` is a matrix `[n, D / n]`, each row of it a row of Z.
     project: y_t as above; False: y_t = flatten(M_t), `[B, T, N W]`, and no `out`.
     remat: None keeps the activations of every token for back-propagation; a `Replay` fewer.
+
+  Traces (`inspect`) `attention [B, T, H, N, N + n]` of every block (of all rows but in the last),
+  `input_gate` and `forget_gate [B, T, N, G]`.
 
   State: `RelationalMemoryState`.
   """

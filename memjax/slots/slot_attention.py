@@ -75,7 +75,7 @@ class SlotRead(Memory):
     dim: model width D.   heads: H.   bias: biases in all the projections.
     source: "memory", the slots; or "encoded", what an encoder made of the last segment.
 
-  Measures (`core.usage`) `read_peak` and `slots_read`.
+  Measures (`core.usage`) `read_peak` and `slots_read`. Traces (`inspect`) `read [B, T, H, S]`.
   """
 
   cuts_time = True

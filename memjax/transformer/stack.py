@@ -189,14 +189,14 @@ class Stack(Memory):
         put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0)  # noqa: E731
         return (x, jax.tree.map(put, states, list(mine))), None
 
-      (x, states), _ = channel.scan(step, (x, states), (layers, index))
+      (x, states), _ = channel.scan(step, (x, states), (layers, index), axis="layers")
       return x, states
 
     def body(x, inputs):
       layers, states, i = inputs
       return self._rematerialise(block, i, x, whole(layers), states, in_scan=True)
 
-    return channel.scan(body, x, (layers, states, index))
+    return channel.scan(body, x, (layers, states, index), axis="layers")
 
 
 def _runs(pattern, repeats: int, exceptions: Mapping[int, Sequence[Factory]]):
