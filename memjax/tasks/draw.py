@@ -1,0 +1,88 @@
+"""Random choices of fixed shape, for one example; tasks map them over a batch."""
+
+import jax
+import jax.numpy as jnp
+
+ROUNDS = 4
+FEW = 256  # numbers that are sorted rather than permuted
+
+
+def distinct(key: jax.Array, n: int, k: int) -> jax.Array:
+  """k different numbers of 0..n - 1, `[k] int32`, in random order, in O(k) for large n.
+
+  Large n take the first k of a keyed permutation: a Feistel network over the next power of 4,
+  walked on until it lands below n. On few numbers it would not reach every order.
+  """
+  if not 0 <= k <= n:
+    raise ValueError(f"k={k} must lie in 0..n={n}")
+  if n <= max(FEW, 4 * k):
+    return jnp.argsort(jax.random.bits(key, (n,), jnp.uint32))[:k].astype(jnp.int32)
+  half = max(1, ((n - 1).bit_length() + 1) // 2)
+  keys = jax.random.bits(key, (ROUNDS,), jnp.uint32)
+  low = jnp.uint32(2**half - 1)
+
+  def permute(x):
+    left, right = x >> half, x & low
+    for round_key in keys:
+      left, right = right, left ^ (_mix(right ^ round_key) & low)
+    return (left << half) | right
+
+  def walk(x):
+    return jnp.where(x < n, x, permute(x))
+
+  first = permute(jnp.arange(k, dtype=jnp.uint32))
+  found = jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, first)
+  return found.astype(jnp.int32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A uint32, every bit of which depends on all bits of the given one (Murmur 3's last step)."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def weighted(key: jax.Array, log_weights: jax.Array, k: int) -> jax.Array:
+  """k different places of `log_weights [n]`, one after another in proportion to the weights of
+  those that are left (Plackett and Luce), `[k] int32`."""
+  noisy = log_weights + jax.random.gumbel(key, log_weights.shape)
+  return jax.lax.top_k(noisy, k)[1].astype(jnp.int32)
+
+
+def spots(key: jax.Array, n: int, k: int) -> jax.Array:
+  """k different numbers of 0..n - 1 in increasing order, `[k] int32`."""
+  return jnp.sort(distinct(key, n, k))
+
+
+def without_repeats(key: jax.Array, counts: jax.Array, length: int, tries: int = 8) -> jax.Array:
+  """An order of `counts [K]` events of K kinds in which none follows one of its own, `[length]`.
+
+  The next is drawn among those that are left and of another kind than the last. A draw that ends
+  with only that kind left is drawn again; after `tries` of them the order may hold a repeat at its
+  end.
+
+  Args:
+    length: the sum of the counts.
+  """
+
+  def order(key):
+    noise = jax.random.gumbel(key, (length, counts.shape[0]))
+
+    def step(carry, noise):
+      left, last = carry
+      kinds = jnp.arange(left.shape[0])
+      weight = jnp.log(left.astype(jnp.float32))  # -inf: none left
+      free = jnp.where(kinds == last, -jnp.inf, weight)
+      stuck = jnp.all(jnp.isneginf(free))
+      kind = jnp.argmax(jnp.where(stuck, weight, free) + noise)
+      return (left.at[kind].add(-1), kind), (kind, stuck)
+
+    _, (kinds, stuck) = jax.lax.scan(step, (counts, jnp.int32(-1)), noise)
+    return kinds.astype(jnp.int32), jnp.any(stuck)
+
+  def again(carry):
+    number, _, _ = carry
+    return (number + 1, *order(jax.random.fold_in(key, number)))
+
+  first = (1, *order(jax.random.fold_in(key, 0)))
+  return jax.lax.while_loop(lambda c: c[2] & (c[0] < tries), again, first)[1]

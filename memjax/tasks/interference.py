@@ -1,0 +1,136 @@
+"""Proactive interference: a stream of keys and values in which every key is told again and again
+("Unable to Forget", Wang and Sun 2025, arXiv 2506.08184).
+
+K keys are told U values each, all K U updates in random order in which no key follows itself; then
+each key is asked once, in random order, for its last value (or, `asked="first"`, its first one):
+
+    k3 v k1 v k3 v ... Q k2 Q k1 ...
+
+A memory that overwrites needs no more state for U = 400 than for U = 2. Ids: 0 padding, 1 Q, then
+the keys, then the values. Difference: keys and values are ids, not words of categories.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from memjax.core import checks
+from memjax.tasks import draw
+from memjax.tasks.task import IGNORE, Batch, Task, field
+
+QUESTION = 1
+ORDERS = ("mixed", "by_key")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interference(Task):
+  """See the module.
+
+  Attributes:
+    keys: K.   updates: U values a key, all different.
+    values: P values that a key may have.
+    pool: "own", each key has values of its own; or "shared".
+    order: "mixed", or "by_key": all updates of a key together, keys in random order.
+    asked: "last" or "first" value.
+
+  Meta: `key [T]`, which one is asked.
+
+  Raises:
+    ValueError: more updates than values.
+  """
+
+  keys: int = 8
+  updates: int = 4
+  values: int = 400
+  pool: str = "own"
+  order: str = "mixed"
+  asked: str = "last"
+  number = 2
+
+  def __post_init__(self):
+    checks.positive(keys=self.keys, updates=self.updates, values=self.values)
+    checks.one_of("pool", self.pool, ("own", "shared"))
+    checks.one_of("order", self.order, ORDERS)
+    checks.one_of("asked", self.asked, ("last", "first"))
+    if self.updates > self.values:
+      raise ValueError(
+        f"updates={self.updates} must not exceed values={self.values}: a key's are all different"
+      )
+    if self.order == "mixed" and self.keys == 1 and self.updates > 1:
+      raise ValueError("keys=1 follows itself: give more keys, or order='by_key'")
+
+  @property
+  def vocab(self) -> int:  # type: ignore[override]
+    return 2 + self.keys + self.values * (self.keys if self.pool == "own" else 1)
+
+  @property
+  def length(self) -> int:
+    """Tokens of an example."""
+    return 2 * self.keys * (self.updates + 1)
+
+  @property
+  def chance(self) -> float:
+    return 1 / self.values
+
+  @property
+  def floor(self) -> float:
+    return 1 / self.updates
+
+  @property
+  def state_bits(self) -> float:
+    return self.keys * (math.log2(self.keys) + math.log2(self.values))
+
+  def example(self, key: jax.Array) -> Batch:
+    n, told = self.keys, 2 * self.keys * self.updates
+    if self.order == "mixed":
+      counts = jnp.full(n, self.updates, jnp.int32)
+      kinds = draw.without_repeats(field(key, 0), counts, n * self.updates)
+    else:
+      kinds = jnp.repeat(draw.distinct(field(key, 0), n, n), self.updates)
+    same = kinds[:, None] == jnp.arange(n)[None]
+    turn = jnp.take_along_axis(jnp.cumsum(same, axis=0), kinds[:, None], axis=1)[:, 0] - 1
+    choose = lambda key: draw.distinct(key, self.values, self.updates)  # noqa: E731
+    chosen = jax.vmap(choose)(jax.random.split(field(key, 1), n))  # [K, U]
+    if self.pool == "own":
+      chosen = chosen + self.values * jnp.arange(n)[:, None]
+    chosen = chosen + 2 + n
+    stream = jnp.stack([2 + kinds, chosen[kinds, turn]], axis=1).reshape(-1)
+
+    order = draw.distinct(field(key, 2), n, n)
+    questions = jnp.stack([jnp.full(n, QUESTION), 2 + order], axis=1).reshape(-1)
+    inputs = jnp.concatenate([stream, questions]).astype(jnp.int32)
+    place = told + 1 + 2 * jnp.arange(n)
+    due = chosen[order, -1 if self.asked == "last" else 0]
+    targets = jnp.full(self.length, IGNORE, jnp.int32).at[place].set(due)
+    which = jnp.zeros(self.length, jnp.int32).at[place].set(order)
+    return Batch(inputs, targets, targets != IGNORE, jnp.int32(self.length), {"key": which})
+
+  def oracle(self, inputs: jax.Array, length: jax.Array) -> jax.Array:
+    del length
+
+    def read(carry, pair):
+      known, seen = carry
+      first, second = pair
+      asking = first == QUESTION
+      key = jnp.where(asking, second, first) - 2
+      write = ~asking & ((self.asked == "last") | ~seen[key])
+      known = jnp.where(write, known.at[key].set(second), known)
+      return (known, seen.at[key].set(True)), jnp.where(asking, known[key], IGNORE)
+
+    start = jnp.zeros(self.keys, jnp.int32), jnp.zeros(self.keys, bool)
+    _, answers = jax.lax.scan(read, start, inputs.reshape(-1, 2))
+    return jnp.stack([jnp.full_like(answers, IGNORE), answers], axis=1).reshape(-1)
+
+  def history(self, predicted: jax.Array, batch: Batch) -> jax.Array:
+    """Which of the asked key's values an answer is, `[B, T] int32`: 0 the first, U - 1 the last; -1
+    another key's, -2 none that was told, -3 where nothing is asked."""
+    told = 2 * self.keys * self.updates
+    owners, values = batch.inputs[:, :told:2] - 2, batch.inputs[:, 1:told:2]
+    mine = owners[:, None] == batch.meta["key"][:, :, None]  # [B, T, K U]
+    hit = values[:, None] == predicted[:, :, None]
+    turn = jnp.cumsum(mine, axis=-1) - 1
+    found = jnp.max(jnp.where(mine & hit, turn, -1), axis=-1)
+    found = jnp.where((found < 0) & ~jnp.any(hit, axis=-1), -2, found)
+    return jnp.where(batch.mask, found, -3)

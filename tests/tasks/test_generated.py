@@ -1,0 +1,185 @@
+"""What every generated task owes: an oracle that sees the inputs alone is always right, an example
+depends on seed, split and index alone, and its first ones never change."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.tasks import task as tasks
+from memjax.tasks.induction import Induction
+from memjax.tasks.interference import Interference
+from memjax.tasks.mqar import MQAR
+from memjax.tasks.selective_copying import SelectiveCopying
+from memjax.tasks.task import IGNORE, TEST, TRAIN
+
+GOLDEN = (
+  pathlib.Path(__file__).parents[1] / "golden/tasks.json"
+)  # remade by `python -m` this module
+SMALL = {
+  "mqar": MQAR(pairs=3, length=16, vocab=32),
+  "mqar-updates": MQAR(pairs=4, length=32, vocab=32, power=1.0, updates=2),
+  "mqar-absent": MQAR(pairs=4, length=24, vocab=32, filler="zeros", absent=2),
+  "interference": Interference(keys=3, updates=4, values=6),
+  "interference-first": Interference(keys=3, updates=2, values=9, pool="shared", asked="first"),
+  "interference-by-key": Interference(keys=3, updates=3, values=5, order="by_key"),
+  "selective-copying": SelectiveCopying(length=20, data=5, vocab=8),
+  "copying": SelectiveCopying(length=9, data=5, vocab=8, variable=False),
+  "induction": Induction(length=12, vocab=5),
+  "induction-decoys": Induction(length=16, vocab=5, decoys=2),
+}
+FIRST = jnp.arange(50)
+
+
+@functools.cache
+def compiled(task):
+  """Examples, what the oracle makes of them, and what it makes of them with the book closed."""
+
+  def run(split, index):
+    batch = task.sample(0, split, index)
+    return batch, task.solve(batch), task.solve(task.closed_book(batch))
+
+  return jax.jit(run)
+
+
+def first(task, split=TRAIN, index=FIRST):
+  return compiled(task)(split, index)[0]
+
+
+def predictions(task, batch):
+  return jax.jit(task.solve)(batch)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_task_keeps_its_promises(name):
+  task = SMALL[name]
+  batch, solved, shut = compiled(task)(TRAIN, FIRST)
+  np.testing.assert_array_equal(solved, batch.targets)
+  assert all(v == 1 for v in tasks.scored(solved, batch).values())
+  assert bool(jnp.all(batch.mask.any(axis=1))) and batch.inputs.dtype == jnp.int32
+  assert 0 <= int(batch.inputs.min()) and int(batch.inputs.max()) < task.vocab
+  np.testing.assert_array_equal(batch.mask, batch.targets != IGNORE)
+  assert 0 < task.chance < 1 and task.floor < 1 and task.state_bits > 0
+  assert float(tasks.scored(shut, batch)["acc"]) < max(3 * task.chance, 0.6)
+
+  moved = first(task, index=FIRST[::-1])  # wherever in a batch, whatever else is in it
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[::-1]), moved, batch)
+  other = first(task, split=TEST)
+  assert not np.array_equal(other.inputs, batch.inputs)
+  assert len(np.unique(np.asarray(batch.inputs), axis=0)) > 25
+
+  golden = json.loads(GOLDEN.read_text())[name]
+  assert golden == {"inputs": batch.inputs[:2].tolist(), "targets": batch.targets[:2].tolist()}
+
+
+def test_an_example_does_not_depend_on_how_many_are_made():
+  task = SMALL["mqar-updates"]
+  few = first(task, index=jnp.asarray([7, 3]))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b[np.asarray([7, 3])]), few, first(task)
+  )
+
+
+def test_updated_keys_have_two_values_and_the_last_counts():
+  batch = first(SMALL["mqar-updates"])
+  keys, values = np.asarray(batch.inputs[:, :12:2]), np.asarray(batch.inputs[:, 1:12:2])
+  for row in range(len(keys)):
+    told = dict(zip(keys[row], values[row], strict=True))
+    assert len(told) == 4 and len(set(values[row])) == 6
+    places = np.flatnonzero(batch.mask[row])
+    assert all(told[int(batch.inputs[row, p])] == int(batch.targets[row, p]) for p in places)
+
+
+def test_queries_crowd_behind_the_pairs_unless_power_is_one():
+  place = lambda power: np.mean([  # noqa: E731
+    np.flatnonzero(row).mean() for row in first(MQAR(4, 256, 64, power=power)).mask
+  ])  # fmt: skip
+  assert place(0.01) < 80 < 120 < place(1.0)
+
+
+def test_safe_fill_holds_no_key_of_the_example():
+  task = MQAR(pairs=8, length=64, vocab=64)
+  batch = first(task)
+  for ids, mask in zip(np.asarray(batch.inputs), np.asarray(batch.mask), strict=True):
+    fill = ids[16:][~mask[16:]]
+    assert not set(fill) & set(ids[:16:2]) and len(set(fill)) > 15
+  official = first(dataclasses.replace(task, filler="official"))
+  solved = predictions(task, official)
+  assert bool(jnp.all((solved == official.targets) | ~official.mask))
+
+
+def test_no_key_follows_itself_and_each_is_told_as_often():
+  task = SMALL["interference"]
+  batch = first(task)
+  owners = np.asarray(batch.inputs[:, :24:2])
+  assert (owners[:, 1:] != owners[:, :-1]).all()
+  assert all((np.bincount(row - 2) == 4).all() for row in owners)
+  together = np.asarray(first(SMALL["interference-by-key"]).inputs[:, :18:2])
+  assert ((together[:, 1:] != together[:, :-1]).sum(axis=1) == 2).all()
+
+
+def test_wrong_answers_are_told_apart_by_where_they_stood():
+  task = SMALL["interference"]
+  batch = first(task)
+  early = dataclasses.replace(task, asked="first")
+  solved = predictions(early, batch)
+  kinds = np.asarray(task.history(solved, batch))
+  assert (kinds[np.asarray(batch.mask)] == 0).all() and (kinds[~np.asarray(batch.mask)] == -3).all()
+  assert (np.asarray(task.history(batch.targets, batch))[np.asarray(batch.mask)] == 3).all()
+  # The first answer of the row, given to the other questions as well: another key's value.
+  one = jnp.broadcast_to(solved[:, 25:26], solved.shape)
+  kinds = np.asarray(task.history(one, batch))
+  assert (kinds[:, 25] == 0).all() and (kinds[:, 27] == -1).all()
+  assert (np.asarray(task.history(jnp.zeros_like(solved), batch))[:, 25] == -2).all()
+
+
+def test_scores_of_logits():
+  task = SMALL["mqar"]
+  batch = first(task)
+  sure = 50 * jax.nn.one_hot(batch.targets, task.vocab)
+  found = tasks.score(sure, batch)
+  assert found["acc"] == 1 and found["em"] == 1 and found["bits"] < 1e-6
+  found = tasks.score(jnp.zeros_like(sure), batch)
+  assert found["bits"] == pytest.approx(5, abs=1e-5) and found["acc"] == 0
+  by = tasks.acc_by(batch.targets, batch, "rank")
+  assert list(by) == [0, 1, 2] and all(part == (1.0, 50) for part in by.values())
+
+
+@pytest.mark.parametrize(
+  ("make", "match"),
+  [
+    (lambda: MQAR(pairs=8, length=30), "length=30 must be even and at least 32"),
+    (lambda: MQAR(pairs=8, length=64, vocab=16), "vocab=16 must be even, and half"),
+    (lambda: MQAR(absent=1), "absent=1 needs filler='zeros'"),
+    (lambda: MQAR(updates=5), r"updates=5 must lie in 0\.\.pairs=4"),
+    (lambda: MQAR(absent=5, filler="zeros"), r"absent=5 must lie in 0\.\.pairs=4"),
+    (lambda: Interference(updates=9, values=8), "updates=9 must not exceed values=8"),
+    (lambda: Interference(keys=1), "keys=1 follows itself"),
+    (lambda: SelectiveCopying(length=4, data=5), "data=5 must not exceed length=4"),
+    (lambda: SelectiveCopying(vocab=3), "vocab=3 must be at least 4"),
+    (lambda: Induction(length=4, decoys=1), "length=4 must be at least 5"),
+    (lambda: Induction(vocab=2), "vocab=2 must be at least 3"),
+  ],
+)
+def test_what_does_not_fit_is_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+def main():
+  """Writes down the first two examples of each task."""
+  made = {name: first(task) for name, task in SMALL.items()}
+  lines = [
+    f'"{name}": ' + json.dumps({"inputs": b.inputs[:2].tolist(), "targets": b.targets[:2].tolist()})
+    for name, b in made.items()
+  ]
+  GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+  main()
