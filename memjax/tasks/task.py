@@ -78,9 +78,13 @@ class Task(abc.ABC):
 
   def sample(self, seed: int, split: int, index: jax.Array) -> Batch:
     """The examples of `index [B] int32`, from 0."""
-    root = jax.random.key(seed, impl="threefry2x32")
-    stream = jax.random.fold_in(jax.random.fold_in(root, self.number), split)
+    stream = self.stream(seed, split)
     return jax.vmap(lambda i: self.example(jax.random.fold_in(stream, i)))(index)
+
+  def stream(self, seed: int, split: int) -> jax.Array:
+    """The key that an example's index is folded into."""
+    root = jax.random.key(seed, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(root, self.number), split)
 
   def solve(self, batch: Batch) -> jax.Array:
     """`oracle` of a batch, `[B, T]`."""

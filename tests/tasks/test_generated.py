@@ -15,8 +15,10 @@ from memjax.tasks import task as tasks
 from memjax.tasks.induction import Induction
 from memjax.tasks.interference import Interference
 from memjax.tasks.mqar import MQAR
+from memjax.tasks.needle import Needle
 from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.task import IGNORE, TEST, TRAIN
+from memjax.tasks.tmaze import DOWN, UP, TMaze, success
 
 GOLDEN = (
   pathlib.Path(__file__).parents[1] / "golden/tasks.json"
@@ -32,6 +34,10 @@ SMALL = {
   "copying": SelectiveCopying(length=9, data=5, vocab=8, variable=False),
   "induction": Induction(length=12, vocab=5),
   "induction-decoys": Induction(length=16, vocab=5, decoys=2),
+  "passkey": Needle(length=20, digits=3, keys=8, values=10, vocab=30),
+  "needles": Needle(length=32, needles=3, queries=2, background="text", keys=8, values=9, vocab=30),
+  "needles-only": Needle(length=30, needles=2, background="needles", keys=12, values=9, vocab=30),
+  "tmaze": TMaze(length=9, last=1),
 }
 FIRST = jnp.arange(50)
 
@@ -61,9 +67,10 @@ def test_a_task_keeps_its_promises(name):
   batch, solved, shut = compiled(task)(TRAIN, FIRST)
   np.testing.assert_array_equal(solved, batch.targets)
   assert all(v == 1 for v in tasks.scored(solved, batch).values())
-  assert bool(jnp.all(batch.mask.any(axis=1))) and batch.inputs.dtype == jnp.int32
-  assert 0 <= int(batch.inputs.min()) and int(batch.inputs.max()) < task.vocab
-  np.testing.assert_array_equal(batch.mask, batch.targets != IGNORE)
+  assert bool(jnp.all(batch.mask.any(axis=1)))
+  if batch.inputs.dtype == jnp.int32:
+    assert 0 <= int(batch.inputs.min()) and int(batch.inputs.max()) < task.vocab
+    np.testing.assert_array_equal(batch.mask, batch.targets != IGNORE)
   assert 0 < task.chance < 1 and task.floor < 1 and task.state_bits > 0
   assert float(tasks.scored(shut, batch)["acc"]) < max(3 * task.chance, 0.6)
 
@@ -138,6 +145,39 @@ def test_wrong_answers_are_told_apart_by_where_they_stood():
   assert (np.asarray(task.history(jnp.zeros_like(solved), batch))[:, 25] == -2).all()
 
 
+@pytest.mark.parametrize(("depth", "place"), [(0, 0), (50, 12), (100, 24)])
+def test_a_needle_stands_at_its_depth(depth, place):
+  task = Needle(length=31, digits=2, depth=depth, keys=8, values=9, vocab=30)
+  batch = first(task)
+  np.testing.assert_array_equal(np.asarray(batch.inputs == 1).argmax(axis=1), place)
+  depths = np.asarray(batch.meta["depth"])[np.asarray(batch.mask)]
+  np.testing.assert_allclose(depths, depth, atol=2)
+
+
+def test_depths_are_even():
+  batch = first(Needle(length=104, keys=8, values=9, vocab=30), index=jnp.arange(2000))
+  depth = np.asarray(batch.meta["depth"])[np.asarray(batch.mask)]
+  counts = np.bincount(np.minimum(depth // 20, 4), minlength=5)
+  assert np.abs(counts - 400).max() < 5 * 20
+
+
+def test_hints_are_balanced_and_corridors_come_in_any_parts():
+  task = TMaze(length=1000)
+  whole = first(task, index=jnp.arange(6))
+  hints = np.asarray(whole.meta["hint"])
+  assert (hints[::2] == -hints[1::2]).all()
+  assert set(np.unique(np.asarray(whole.inputs[..., 3]))) == {-1, 0, 1}
+  part = jax.jit(lambda start: task.chunk(0, TRAIN, jnp.arange(6), start, 90))(910)
+  np.testing.assert_array_equal(part.inputs, whole.inputs[:, 910:])
+  np.testing.assert_array_equal(part.targets, whole.targets[:, 910:])
+  np.testing.assert_array_equal(whole.targets[:, -1], np.where(hints > 0, UP, DOWN))
+  assert success(whole.targets, whole).all()
+  wrong = whole.targets.at[2, 5].set(UP).at[3, -1].set(0)
+  np.testing.assert_array_equal(success(wrong, whole), [1, 1, 0, 0, 1, 1])
+  with pytest.raises(NotImplementedError, match="in pairs"):
+    task.example(jax.random.key(0))
+
+
 def test_scores_of_logits():
   task = SMALL["mqar"]
   batch = first(task)
@@ -164,6 +204,12 @@ def test_scores_of_logits():
     (lambda: SelectiveCopying(vocab=3), "vocab=3 must be at least 4"),
     (lambda: Induction(length=4, decoys=1), "length=4 must be at least 5"),
     (lambda: Induction(vocab=2), "vocab=2 must be at least 3"),
+    (lambda: Needle(length=5), "length=5 must be at least 6"),
+    (lambda: Needle(queries=2), "queries=2 must not exceed needles=1"),
+    (lambda: Needle(needles=600, length=5000), "keys=512 must be at least the 600 sentences"),
+    (lambda: Needle(vocab=1539), "vocab=1539 must exceed 3"),
+    (lambda: Needle(depth=101), r"depth=101 must lie in 0\.\.100"),
+    (lambda: TMaze(length=1), "length=1 must be at least 2"),
   ],
 )
 def test_what_does_not_fit_is_refused(make, match):
