@@ -7,6 +7,8 @@ from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.memformer import Memformer
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
+from memjax.slots.memoria import Memoria
+from memjax.slots.memoria_layers import MemoriaRead
 from memjax.slots.memory_networks import MemNNState, MemoryNetwork
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
 from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
@@ -40,4 +42,6 @@ __all__ = [
   "RelationalMemoryState",
   "SegmentState",
   "SlotRead",
+  "Memoria",
+  "MemoriaRead",
 ]

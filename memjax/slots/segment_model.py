@@ -57,12 +57,13 @@ class SegmentState:
   """State of a `SegmentModel`.
 
   Attributes:
-    border: as the last whole segment left it; its `filled` counts the open segment's tokens.
+    border: a `Border`, or what takes its place, as the last whole segment left it; its `filled`
+      counts the open segment's tokens.
     kept: `[B, g, D]` float32, what the open segment will be written from.
     body: the state of the body that runs token by token.
   """
 
-  border: Border
+  border: Any
   kept: jax.Array = leaf("window", "embed")
   body: Any
 
@@ -72,7 +73,8 @@ class SegmentModel(Memory):
 
       y, kept = run(x_t, border_{t-1}),   border_t = write(kept, border_{t-1})     for segment t
 
-  A subclass calls `_set_up` in its constructor and defines `_first`, `_run` and `_write`. For
+  A subclass calls `_set_up` in its constructor and defines `_first`, `_run` and `_write`; one with
+  another border also `_border`, one that carries more through a segment `_fresh` and `_end`. For
   calls, resets and misuse see `core.segmented`. In a call of T < g the write runs after the
   segment's g-th valid token, so that decoding equals training.
   """
@@ -87,8 +89,9 @@ class SegmentModel(Memory):
     self.dim, self.segment, self.slots, self.encodings = dim, segment, slots, encodings
     self.granularity, self.remat = segment, as_replay(remat)
 
-  def _check_body(self, name: str, body: Memory, *, source: str, causal: bool) -> None:
-    """Raises ValueError unless the body reads `source`, takes g tokens, is causal if it must."""
+  def _check_body(self, name: str, body: Memory, *, source: str | None, causal: bool) -> None:
+    """Raises ValueError unless the body reads `source` (None: is not asked to), takes g tokens, is
+    causal if it must."""
     if causal and not body.causal:
       raise ValueError(
         f"{name} ({type(body).__name__}) is not causal, but its outputs are the model's: give its "
@@ -99,7 +102,7 @@ class SegmentModel(Memory):
         f"segment={self.segment} is not a multiple of the granularity {body.granularity} of {name}"
       )
     read = any(isinstance(m, SlotRead) and m.source == source for m in submodules(body))
-    if not read:
+    if source is not None and not read:
       raise ValueError(
         f"nothing in {name} ({type(body).__name__}) reads context.shared[{source!r}]: put a "
         f"SlotRead(source={source!r}) among its layers"
@@ -115,18 +118,26 @@ class SegmentModel(Memory):
     """The first memory `[N, D]`."""
 
   @abc.abstractmethod
-  def _run(self, x, state, border: Border, *, valid, context) -> tuple[Any, Any, Any]:
+  def _run(self, x, state, border, *, valid, context) -> tuple[Any, Any, Any]:
     """`y [B, T, D], kept [B, T, D], state` of tokens of one segment."""
 
   @abc.abstractmethod
-  def _write(self, kept, valid, border: Border, context) -> Border:
+  def _write(self, kept, valid, border, context) -> Any:
     """The border after a segment of `kept [B, g, D]`; `filled` need not be set."""
+
+  def _end(self, kept, valid, border, state, context) -> Any:
+    """As `_write`, with the state that `_run` left."""
+    return self._write(kept, valid, border, context)
+
+  def _fresh(self, batch: int) -> Any:
+    """The first state that `_run` gets in a segment."""
+    return self.body.init_state(batch)
 
   def init_state(self, batch: int) -> SegmentState:
     kept = jnp.zeros((batch, self.segment, self.dim), jnp.float32)
-    return SegmentState(self._border(batch), kept, self.body.init_state(batch))
+    return SegmentState(self._border(batch), kept, self._fresh(batch))
 
-  def _border(self, batch: int) -> Border:
+  def _border(self, batch: int) -> Any:
     memory, shape = self._first().astype(jnp.float32), (batch, self.encodings)
     encoded = Stateless()
     if self.encodings:
@@ -144,8 +155,8 @@ class SegmentModel(Memory):
     start = self.init_state(x.shape[0])
 
     def step(x, valid, border, context):
-      y, kept, _ = self._run(x, start.body, border, valid=valid, context=context)
-      return y, self._write(kept, valid, border, segmented.fold_key(context, 1))
+      y, kept, state = self._run(x, start.body, border, valid=valid, context=context)
+      return y, self._end(kept, valid, border, state, segmented.fold_key(context, 1))
 
     y, border, touched = segmented.whole(
       step, x, state.border, segment=self.segment, init=start.border, reset=reset, valid=valid,
@@ -170,7 +181,7 @@ class SegmentModel(Memory):
       given = select(ends, state.border, start.border)  # what is not due must not spoil gradients
       tokens = jnp.where(ends[:, None, None], state.kept, 0).astype(x.dtype)
       came = jnp.broadcast_to(ends[:, None], tokens.shape[:2])
-      border = self._write(tokens, came, given, inner)
+      border = self._end(tokens, came, given, select(ends, state.body, start.body), inner)
       return select(ends, dataclasses.replace(start, border=border), state)
 
     state = segmented.if_any(ends, write, SegmentState(border, kept, body))

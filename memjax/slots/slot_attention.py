@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from memjax.core import Memory, Stateless, bounded, checks, clean
-from memjax.core.layers import Linear
+from memjax.core.layers import Linear, default_init
 from memjax.core.usage import measure_slots
 
 LARGEST = 1e15  # of a query's, key's or value's entries: products and their sums stay finite
@@ -21,17 +21,19 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
   return bounded(x.astype(jnp.float32), LARGEST).reshape(*x.shape[:2], heads, -1)
 
 
-def attend(q, k, v, mask=None) -> tuple[jax.Array, jax.Array]:
-  """`softmax(q k^T / sqrt(K)) v`; a query that sees nothing gets zeros.
+def attend(q, k, v, mask=None, *, scale: float | None = None) -> tuple[jax.Array, jax.Array]:
+  """`softmax(scale q k^T) v`; a query that sees nothing gets zeros.
 
   Args:
     q: `[B, T, H, K]`.   k, v: `[B, S, H, K]`.   mask: `[B or 1, T or 1, S] bool`; None: all.
+    scale: None: 1 / sqrt(K).
 
   Returns:
     `[B, T, H, K]`, and the weights `[B, T, H, S]`.
   """
   # Scaled before: a product fused with the softmax's difference rounds otherwise than its maximum.
-  scores = jnp.einsum("bthk,bshk->bths", q * q.shape[-1] ** -0.5, k)
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  scores = jnp.einsum("bthk,bshk->bths", q * scale, k)
   if mask is None:
     weights = jax.nn.softmax(scores, axis=-1)
   else:
@@ -72,7 +74,7 @@ class SlotRead(Memory):
   are there. A token that sees none reads zeros. M has no positions.
 
   Args:
-    dim: model width D.   heads: H.   bias: biases in all the projections.
+    dim: model width D.   heads: H.   bias: biases in all the projections.   init: of these.
     source: "memory", the slots; or "encoded", what an encoder made of the last segment.
 
   Measures (`core.usage`) `read_peak` and `slots_read`. Traces (`inspect`) `read [B, T, H, S]`.
@@ -82,12 +84,12 @@ class SlotRead(Memory):
 
   def __init__(
     self, dim: int, *, heads: int = 4, source: str = "memory", bias: bool = False,
-    param_dtype=jnp.float32, rngs,
+    init=default_init, param_dtype=jnp.float32, rngs,
   ):  # fmt: skip
     checks.positive(dim=dim)
     checks.divides("heads", heads, "dim", dim)
     self.dim, self.heads, self.source = dim, heads, source
-    make = {"bias": bias, "param_dtype": param_dtype, "rngs": rngs}
+    make = {"bias": bias, "init": init, "param_dtype": param_dtype, "rngs": rngs}
     self.query = Linear(dim, dim, axes=("embed", "heads"), **make)
     self.key = Linear(dim, dim, axes=("embed", "heads"), **make)
     self.value = Linear(dim, dim, axes=("embed", "heads"), **make)
@@ -105,9 +107,14 @@ class SlotRead(Memory):
         f"[B, S, D] = [{x.shape[0]}, S, {self.dim}]"
       )
     seen = None if context is None else context.shared.get(f"{self.source}_seen")
+    return self.look(clean(x, valid), memory, seen, valid)[0], state
+
+  def look(self, x, memory, seen=None, valid=None) -> tuple[jax.Array, jax.Array]:
+    """`y [B, T, D]` and the weights `[B, T, H, S]` float32 of x `[B, T, D]` on `memory [B, S, D]`,
+    of which the rows `seen [B, S] bool` are there; `valid [B, T]` is for what is measured."""
     memory = bounded(memory.astype(x.dtype), LARGEST)
-    q, k, v = self.query(clean(x, valid)), self.key(memory), self.value(memory)
+    q, k, v = self.query(x), self.key(memory), self.value(memory)
     q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
     y, weights = attend(q, k, v, None if seen is None else seen[:, None, :])
     measure_slots(read=weights, valid=valid)
-    return self.out(y.reshape(x.shape).astype(x.dtype)), state
+    return self.out(y.reshape(x.shape).astype(x.dtype)), weights

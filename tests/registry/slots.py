@@ -15,6 +15,8 @@ from memjax.slots import (
   KeyValueMemoryNetwork,
   LRUAMemory,
   Memformer,
+  Memoria,
+  MemoriaRead,
   MemoryNetwork,
   NeuralTuringMachine,
   PointerMixtureNetwork,
@@ -117,6 +119,24 @@ def _memformer(dim=4, heads=1, **options):
   )
 
 
+def _memoria(dim=4, **options):
+  body = _layers(
+    functools.partial(Attention, heads=1, capacity=2),
+    functools.partial(MemoriaRead, heads=2, init_std=0.3),
+  )
+  small: dict[str, Any] = {"working": 2, "short_term": 2, "engrams": 6, "remind": (2, 2)}
+  options = small | {"depth": 1, "life": 3.0, "init_std": 0.3} | options
+  return lambda rngs: Memoria(dim, body=body, segment=2, **options, rngs=rngs)
+
+
+def _engrams(batch, length):
+  """Alike in all rows, as in `_read_memory`."""
+  rows = lambda a: jnp.broadcast_to(a[None], (batch, *a.shape))  # noqa: E731
+  memory = jax.random.normal(jax.random.key(9), (3, 4))
+  seen = {"working_seen": rows(jnp.ones(2, bool)), "reminded_seen": rows(jnp.arange(3) < 2)}
+  return Context(shared={"working": rows(memory[:2]), "reminded": rows(memory), **seen})
+
+
 def _read_memory(batch, length):
   """Alike in all rows, since the laws permute those of x alone."""
   memory = jax.random.normal(jax.random.key(9), (1, 3, 4))
@@ -202,5 +222,7 @@ ROWS: list[Row] = [
     dim=4,
     task=Task(make=_memformer(16, decoder=True), dim=16),
   ),
+  Row("memoria", _memoria(), dim=4, task=Task(make=_memoria(16), dim=16)),
+  Row("memoria-read", lambda rngs: MemoriaRead(4, heads=2, rngs=rngs), dim=4, extras=_engrams),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
 ]
