@@ -12,7 +12,7 @@ training is not touched. B batch, T tokens.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,7 +70,8 @@ def record(call: Callable, *args, only: Sequence[str] | None = None, **kwargs) -
     A `Trace`. What is in it stands in the docstrings of the memories ("Traces").
   """
   if isinstance(call, Memory):
-    function, args = type(call).__call__ if len(args) > 1 else _from_first, (call, *args)
+    given = len(args) > 1 or "state" in kwargs
+    function, args = type(call).__call__ if given else _from_first, (call, *args)
   elif isinstance(getattr(call, "__self__", None), nnx.Module):
     function, args = call.__func__, (call.__self__, *args)
   else:
@@ -95,7 +96,8 @@ def _recorded(function: Callable, only: frozenset[str] | None, args: tuple, kwar
 
 def figure(
   trace: Mapping[str, Any], names: Sequence[str] | None = None, *, row: int = 0,
-  tokens: slice | None = None, at: int = -1, size: tuple[float, float] | None = None,
+  tokens: slice | None = None, at: int = -1, labels: Mapping[str, Sequence[str]] | None = None,
+  size: tuple[float, float] | None = None,
 ) -> "Figure":  # fmt: skip
   """Draws arrays over time, in the style of the papers: time to the right, slots upwards, white is
   the largest weight of a panel.
@@ -107,6 +109,7 @@ def figure(
     trace: a `Trace`, or any arrays by name: `{"input": x, **trace}`.
     names: what to draw, from top to bottom; None: all.
     row: which row of the batch.   tokens: which part of time; None: all.   at: see above.
+    labels: names of the N rows of pictures, by the name of their array.
     size: of the figure, in inches.
 
   Raises:
@@ -126,45 +129,59 @@ def figure(
   if not 1 <= len(panels) <= MOST:
     found = ", ".join(f"{name}{list(np.shape(trace[name]))}" for name in names)
     raise ValueError(f"{len(panels)} panels, of {found or 'nothing'}; name 1 to {MOST}")
-  heights = [_height(a) for _, a, _ in panels]
+  heights = [_height(panel) for panel in panels]
   size = (8.0, 0.6 + sum(heights) + 0.3 * len(heights)) if size is None else size
   fig = Figure(figsize=size, layout="constrained")
   axes = fig.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
   first = 0 if tokens is None or tokens.start is None else tokens.start
-  for place, (title, a, over_time) in enumerate(panels):
-    _draw(axes[place], title, a, over_time, first)
+  for place, panel in enumerate(panels):
+    _draw(axes[place], panel, first)
+    if labels is not None and panel.name in labels:
+      axes[place].set_yticks(range(len(labels[panel.name])), labels[panel.name])
   return fig
 
 
-def _panels(name: str, a: np.ndarray, tokens: slice | None, at: int):
-  """(title, `[T]`, `[T, N]` or `[N, M]`, is it over time) of each panel of an array `[T, ...]`."""
+class _Panel(NamedTuple):
+  """What is drawn, `[T]` or `[T, N]`, or `[N, M]` if it is not over time."""
+
+  name: str
+  title: str
+  values: np.ndarray
+  over_time: bool = True
+
+
+def _panels(name: str, a: np.ndarray, tokens: slice | None, at: int) -> list[_Panel]:
+  """The panels of an array `[T, ...]`."""
   a = a if tokens is None else a[tokens]
-  if a.ndim > 2 and a.shape[-1] == 1:
-    a = a[..., 0]
+  a = a[..., 0] if a.ndim > 1 and a.shape[-1] == 1 else a
   if a.ndim <= 2:
-    return [(name, a, True)]
-  heads = [
-    (name if a.shape[1] == 1 else f"{name} {head}", a[:, head]) for head in range(a.shape[1])
-  ]
+    return [_Panel(name, name, a)]
+  titles = [name] if a.shape[1] == 1 else [f"{name} {head}" for head in range(a.shape[1])]
+  heads = [(title, a[:, head]) for head, title in enumerate(titles)]
   if a.ndim == 3:
-    return [(title, one, True) for title, one in heads]
-  return [(title, one[at].reshape(-1, one.shape[-1]), False) for title, one in heads]
+    return [_Panel(name, title, one) for title, one in heads]
+  return [_Panel(name, title, one[at].reshape(-1, one.shape[-1]), False) for title, one in heads]
 
 
-def _height(a: np.ndarray) -> float:
-  return 0.9 if a.ndim == 1 else min(2.4, max(0.35, 0.06 * a.shape[1]))
+def _height(panel: _Panel) -> float:
+  if panel.values.ndim == 1:
+    return 0.6
+  return min(2.4, max(0.35 if panel.over_time else 1.0, 0.06 * panel.values.shape[1]))
 
 
-def _draw(axes, title: str, a: np.ndarray, over_time: bool, first: int) -> None:
-  axes.set_title(title, fontsize=9, loc="left", pad=3)
+def _draw(axes, panel: _Panel, first: int) -> None:
+  a = panel.values
+  axes.set_title(panel.title, fontsize=9, loc="left", pad=3)
   axes.tick_params(labelsize=7)
+  axes.xaxis.get_major_locator().set_params(integer=True)
   extent = (first - 0.5, first + len(a) - 0.5)
   if a.ndim == 1:
-    axes.plot(np.arange(first, first + len(a)), a, color="black", linewidth=1)
+    axes.step(np.arange(first, first + len(a)), a, where="mid", color="black", linewidth=1)
     axes.set_xlim(*extent)
     return
-  look = {"cmap": "gray", "origin": "lower", "interpolation": "nearest"}
-  if over_time:
+  look = {"cmap": "gray", "origin": "lower", "interpolation": "nearest", "vmin": min(0.0, a.min())}
+  axes.yaxis.get_major_locator().set_params(integer=True)
+  if panel.over_time:
     axes.imshow(a.T, aspect="auto", extent=(*extent, -0.5, a.shape[1] - 0.5), **look)
   else:
     axes.imshow(a, aspect="equal", **look)

@@ -56,7 +56,8 @@ class Replay:
 
 
 def as_replay(remat) -> Replay | None:
-  """The `remat` argument of a memory: None keeps activations, "full" is `Replay()`.
+  """The `remat` argument of a memory: None keeps activations, "full" is `Replay()`, for steps that
+  are large; "sqrt" is `Replay(every=None, steps=False)`, for many small ones.
 
   Raises:
     ValueError: anything else that is no `Replay`.
@@ -65,7 +66,11 @@ def as_replay(remat) -> Replay | None:
     return remat
   if remat == "full":
     return Replay()
-  raise ValueError(f"remat={remat!r} is not one of None, 'full', Replay(every=..., offload=...)")
+  if remat == "sqrt":
+    return Replay(every=None, steps=False)
+  raise ValueError(
+    f"remat={remat!r} is not one of None, 'full', 'sqrt', Replay(every=..., offload=...)"
+  )
 
 
 def replay_scan(body, carry, xs, replay: Replay | None = None, *, unroll: int = 1):

@@ -254,7 +254,10 @@ def test_what_is_out_of_range_is_named(options, message):
     Replay(**options)
 
 
-def test_remat_is_none_full_or_a_replay():
+def test_remat_is_a_replay_or_its_name():
   assert (as_replay(None), as_replay("full")) == (None, Replay())
-  with pytest.raises(ValueError, match=r"remat='dots' is not one of None, 'full', Replay\("):
+  assert as_replay("sqrt") == Replay(every=None, steps=False)
+  with pytest.raises(
+    ValueError, match=r"remat='dots' is not one of None, 'full', 'sqrt', Replay\("
+  ):
     NeuralTuringMachine(D, remat="dots", rngs=nnx.Rngs(0))

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+         *sorted((ROOT / "docs/memories").glob("*.md"))]  # fmt: skip
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 
 
@@ -17,7 +18,7 @@ def blocks(page, language):
       yield page.read_text()[: match.start()].count("\n") + 2, match[3]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_python_blocks_run(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "argv", ["python"])
@@ -26,7 +27,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_commands_name_what_is_there(page):
   text = page.read_text()
   for module in re.findall(r"python -m (experiments\.[\w.]+)", text):
@@ -38,7 +39,7 @@ def test_commands_name_what_is_there(page):
     assert re.search(rf"^{target}:", targets, re.M), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_somewhere(page):
   for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
     assert (page.parent / target).exists(), target
