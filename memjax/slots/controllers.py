@@ -1,16 +1,20 @@
-"""Controllers of memories with addressed slots; the tokens' share of a step precedes the loop.
+"""Controllers of memories with addressed slots, and the loop over tokens that all of them have.
+
+The tokens' share of a step precedes the loop.
 
 They are small and run once a token: their width is not split over a mesh's model axis.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import as_state, checks, late, leaf, param
+from memjax.core import as_state, channel, checks, late, leaf, param, scan
 from memjax.core.layers import Linear
+from memjax.core.usage import measure_slots
 
 
 @as_state
@@ -27,7 +31,7 @@ def _glorot(fan_in: int, fan_out: int):
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _time_first(layer: Linear, x: jax.Array) -> jax.Array:
+def time_first(layer: Linear, x: jax.Array) -> jax.Array:
   """`layer(x)`, float32, made in the order in which a loop takes it: its gradient copies less."""
   return jnp.swapaxes(layer(jnp.swapaxes(x, 0, 1)), 0, 1).astype(jnp.float32)
 
@@ -74,7 +78,7 @@ class LSTM(nnx.Module):
   def inputs(self, x: jax.Array) -> tuple[jax.Array, list]:
     """What tokens `x [B, T, D]` add to the first gates, `[B, T, 4C]` float32; `late` factors."""
     looped = [*self.recurrent, *self.inner[1:]]
-    return _time_first(self.inner[0], x), [late.factors(a, *x.shape[:2]) for a in looped]
+    return time_first(self.inner[0], x), [late.factors(a, *x.shape[:2]) for a in looped]
 
   def step(self, inputs, extra: jax.Array, state: tuple[LSTMState, ...]):
     """One step: a token of `inputs`, `extra [B, E]`, states -> last layer's h `[B, C]`, states."""
@@ -115,7 +119,7 @@ class MLP(nnx.Module):
   def inputs(self, x: jax.Array) -> tuple[jax.Array, list]:
     """What tokens `x [B, T, D]` add before the first tanh, `[B, T, C]` float32; `late` factors."""
     looped = [self.fed_back, *self.upper]
-    return _time_first(self.inner, x), [late.factors(a, *x.shape[:2]) for a in looped]
+    return time_first(self.inner, x), [late.factors(a, *x.shape[:2]) for a in looped]
 
   def step(self, inputs, extra: jax.Array, state: tuple[Any, ...]):
     """One step: a token of `inputs`, `extra [B, E]` -> h `[B, C]`, the empty state."""
@@ -124,3 +128,37 @@ class MLP(nnx.Module):
     for layer, factor in zip(self.upper, factors[1:], strict=True):
       h = jnp.tanh(late.product(layer, h, factor))
     return h, state
+
+
+def columns(state):
+  """A state with its `memory [B, N, W]` as columns `[B, W, N]` (see `addressing`), or back."""
+  return dataclasses.replace(state, memory=jnp.swapaxes(state.memory, 1, 2))
+
+
+def loop(memory: Any, inputs: Any, state: Any, *, reset=None, valid=None) -> tuple[Any, Any]:
+  """Takes tokens one after another through `memory.step`, and measures its reads and writes.
+
+  Args:
+    memory: of addressed slots, with a `remat` and
+      `step(inputs, state, context) -> (features, read weights, write weights), state` on a state
+      with its memory as columns; weights `[B, heads, N]`.
+    inputs: what a step takes of every token, a pytree of `[B, T, ...]`.
+    state: with `memory [B, N, W]`.   reset, valid: as in `Memory.__call__`.
+
+  Returns:
+    features: `[B, T, ...]`.   state: as given.
+  """
+  measuring = channel.measuring()
+
+  def step(inputs, state, context):
+    (features, *weights), state = memory.step(inputs, state, context)
+    return ((features, *weights) if measuring else features), state
+
+  init = None if reset is None else columns(memory.init_state(state.memory.shape[0]))
+  features, state = scan(
+    step, inputs, columns(state), init=init, reset=reset, valid=valid, remat=memory.remat
+  )
+  if measuring:
+    features, read, written = features
+    measure_slots(read=read, written=written, valid=valid)
+  return features, columns(state)

@@ -9,6 +9,7 @@ heads.
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Replay, as_state, channel, checks, clean, late, leaf, scan
+from memjax.core import Memory, Replay, as_state, checks, clean, late, leaf
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots, trace_step
-from memjax.slots import addressing
-from memjax.slots.controllers import LSTM
+from memjax.core.usage import trace_step
+from memjax.slots import addressing, heads
+from memjax.slots.controllers import LSTM, loop
 from memjax.slots.usage import allocate
 
 EPS = 1e-6  # of the cosine, beside the product of two lengths and in each
@@ -52,11 +53,6 @@ class DNCState:
   reads: jax.Array = leaf("memory", "memory")
   links: Any
   controller: Any
-
-
-def _turn(state: DNCState) -> DNCState:
-  """The memory as columns `[B, W, N]` for the loop (see `addressing`), or back."""
-  return dataclasses.replace(state, memory=jnp.swapaxes(state.memory, 1, 2))
 
 
 class DifferentiableNeuralComputer(Memory):
@@ -124,7 +120,7 @@ class DifferentiableNeuralComputer(Memory):
     self.remat = as_replay(remat)
     make = {"param_dtype": param_dtype, "rngs": rngs}
     self.controller = LSTM(dim, read_heads * width, hidden, layers=layers, **make)
-    numbers = sum(heads * each for heads, each in self._fields().values())
+    numbers = sum(math.prod(each) for each in self._fields().values())
     self.heads = Linear(hidden, numbers, bias=True, axes=("memory", "memory"), **make)
     features = hidden + read_heads * width
     self.out = Linear(features, out, bias=True, axes=("memory", "embed"), **make)
@@ -157,39 +153,29 @@ class DifferentiableNeuralComputer(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     inputs = self.controller.inputs(clean(x, valid)), late.factors(self.heads, *x.shape[:2])
-    init = None if reset is None else _turn(self.init_state(x.shape[0]))
-    step = self._measured_step if channel.measuring() else self.step
-    features, state = scan(
-      step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
-    )
-    if channel.measuring():
-      features, reads, writes = features
-      measure_slots(read=reads, written=writes, valid=valid)
-    return self._clip(self.out(features)).astype(x.dtype), _turn(state)
+    features, state = loop(self, inputs, state, reset=reset, valid=valid)
+    return self._clip(self.out(features)).astype(x.dtype), state
 
   def _clip(self, x: jax.Array) -> jax.Array:
     return jax.lax.clamp(jnp.asarray(-self.clip, x.dtype), x, jnp.asarray(self.clip, x.dtype))
 
-  def step(self, inputs, state: DNCState, context=None) -> tuple[jax.Array, DNCState]:
-    """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
+  def step(self, inputs, state: DNCState, context=None):
+    """One step on a state with its memory as columns.
 
     Args:
       inputs: one token of `controller.inputs`, and of the `late` factors of the heads.
+
+    Returns:
+      `[h; reads] [B, C + R W]`, weights of reads and of writes; the state.
     """
     (token, factors), batch = inputs, state.reads.shape[0]
     h, controller = self.controller.step(token, state.reads.reshape(batch, -1), state.controller)
     h, controller = jax.tree.map(self._clip, (h, controller))
-    p, fields, start = late.product(self.heads, h, factors), {}, 0
-    for name, (heads, numbers) in self._fields().items():
-      end = start + heads * numbers
-      fields[name] = p[:, start:end].reshape(batch, heads, numbers)
-      start = end
+    shapes = self._fields()
+    parts = heads.cut(late.product(self.heads, h, factors), shapes.values())
+    fields = dict(zip(shapes, parts, strict=True))
     state = dataclasses.replace(self.access(fields, state), controller=controller)
-    return jnp.concatenate([h, state.reads.reshape(batch, -1)], axis=-1), state
-
-  def _measured_step(self, inputs, state: DNCState, context=None):
-    """`step`, and the weights of its heads beside the features."""
-    features, state = self.step(inputs, state, context)
+    features = jnp.concatenate([h, state.reads.reshape(batch, -1)], axis=-1)
     return (features, state.read_weights, state.write_weights), state
 
   def access(self, fields: Mapping[str, jax.Array], state: DNCState) -> DNCState:

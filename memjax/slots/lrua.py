@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from memjax.core import Memory, Replay, as_state, channel, checks, clean, late, leaf, scan
+from memjax.core import Memory, Replay, as_state, checks, clean, late, leaf
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots, trace_step
+from memjax.core.usage import trace_step
 from memjax.slots import addressing
-from memjax.slots.controllers import LSTM
+from memjax.slots.controllers import LSTM, loop
 from memjax.slots.usage import least_used
 
 EPS = 1e-6  # of the cosine, beside the product of two squared lengths
@@ -36,11 +36,6 @@ class LRUAState:
   read_weights: jax.Array = leaf("memory", "slots")
   reads: jax.Array = leaf("memory", "memory")
   controller: Any
-
-
-def _turn(state: LRUAState) -> LRUAState:
-  """The memory as columns `[B, W, N]` for the loop (see `addressing`), or back."""
-  return dataclasses.replace(state, memory=jnp.swapaxes(state.memory, 1, 2))
 
 
 class LRUAMemory(Memory):
@@ -119,27 +114,18 @@ class LRUAMemory(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     inputs = self.controller.inputs(clean(x, valid)), late.factors(self.numbers, *x.shape[:2])
-    init = None if reset is None else _turn(self.init_state(x.shape[0]))
-    step = self._measured_step if channel.measuring() else self.step
-    features, state = scan(
-      step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
-    )
-    if channel.measuring():
-      features, reads, writes = features
-      measure_slots(read=reads, written=writes, valid=valid)
-    return self.out(features).astype(x.dtype), _turn(state)
+    features, state = loop(self, inputs, state, reset=reset, valid=valid)
+    return self.out(features).astype(x.dtype), state
 
-  def step(self, inputs, state: LRUAState, context=None) -> tuple[jax.Array, LRUAState]:
-    """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
+  def step(self, inputs, state: LRUAState, context=None):
+    """One step on a state with its memory as columns.
 
     Args:
       inputs: one token of `controller.inputs`, and of the `late` factors of the heads.
-    """
-    (features, _, _), state = self._measured_step(inputs, state)
-    return features, state
 
-  def _measured_step(self, inputs, state: LRUAState, context=None):
-    """`step`, and the weights of its reads and writes beside the features."""
+    Returns:
+      `[h; reads] [B, C + R W]`, weights of reads and of writes; the state.
+    """
     (token, factors), batch, heads = inputs, state.reads.shape[0], self.heads
     h, controller = self.controller.step(token, state.reads.reshape(batch, -1), state.controller)
     numbers = late.product(self.numbers, h, factors)

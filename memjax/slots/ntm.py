@@ -8,6 +8,7 @@ heads, H = R + Wr, S shift range.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -20,19 +21,16 @@ from memjax.core import (
   Param,
   Replay,
   as_state,
-  channel,
   checks,
   clean,
   late,
   leaf,
   param,
-  scan,
 )
 from memjax.core.layers import Linear
 from memjax.core.replay import as_replay
-from memjax.core.usage import measure_slots, trace_step
-from memjax.slots import addressing
-from memjax.slots.controllers import LSTM, MLP
+from memjax.slots import heads
+from memjax.slots.controllers import LSTM, MLP, loop
 
 CLIP = 20.0  # bound of head parameters and outputs
 STARTS = ("constant", "trained", "learned", "random")
@@ -50,11 +48,6 @@ class NTMState:
   write_weights: jax.Array = leaf("memory", "slots")
   reads: jax.Array = leaf("memory", "memory")
   controller: Any
-
-
-def _turn(state: NTMState) -> NTMState:
-  """The memory as columns `[B, W, N]` for the loop (see `addressing`), or back."""
-  return dataclasses.replace(state, memory=jnp.swapaxes(state.memory, 1, 2))
 
 
 def _dense(dim: int, out: int, axes, dtype, rngs: nnx.Rngs) -> Linear:
@@ -114,9 +107,7 @@ class NeuralTuringMachine(Memory):
     checks.positive(read_heads=read_heads, write_heads=write_heads)
     checks.one_of("controller", controller, ("lstm", "mlp"))
     checks.one_of("start", start, STARTS)
-    most = (slots - 1) // 2
-    if not isinstance(shift, int) or not 0 <= shift <= most:
-      raise ValueError(f"shift={shift!r} must be an integer from 0 to {most} with slots={slots}")
+    heads.check_shift(shift, slots)
     if learned_start and controller == "mlp":
       raise ValueError("learned_start=True needs controller='lstm'; an MLP has no state")
     self.dim, self.slots, self.width, self.shift = dim, slots, width, shift
@@ -129,7 +120,7 @@ class NeuralTuringMachine(Memory):
     else:
       self.controller = MLP(dim, read_heads * width, hidden, **make)
 
-    size, features = sum(h * n for h, n in self._fields()), hidden + read_heads * width
+    size, features = sum(math.prod(each) for each in self._fields()), hidden + read_heads * width
     self.heads = _dense(hidden, size, ("memory", "memory"), param_dtype, rngs)
     self.out = _dense(features, out, ("memory", "embed"), param_dtype, rngs)
     self._first(param_dtype, rngs)
@@ -148,11 +139,8 @@ class NeuralTuringMachine(Memory):
     first = param(rngs, init, shape, axes=axes, dtype=dtype, kind=kind)
     self.first_memory = None if self.start == "constant" else first
 
-  def _fields(self) -> tuple[tuple[int, int], ...]:
-    """Heads and numbers a head of k, beta, g, s, gamma (reads before writes), e and a."""
-    heads, vector = self.read_heads + self.write_heads, (self.write_heads, self.width)
-    shifts = (heads, 2 * self.shift + 1)
-    return (heads, self.width), (heads, 1), (heads, 1), shifts, (heads, 1), vector, vector
+  def _fields(self) -> heads.Fields:
+    return heads.fields(self.read_heads, self.write_heads, self.width, self.shift)
 
   def init_state(self, batch: int) -> NTMState:
     rows = lambda a: jnp.tile(a.astype(jnp.float32)[None], (batch, 1, 1))  # noqa: E731
@@ -173,49 +161,25 @@ class NeuralTuringMachine(Memory):
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
     checks.call(self, x, state, reset, valid, dim=self.dim)
     inputs = self.controller.inputs(clean(x, valid)), late.factors(self.heads, *x.shape[:2])
-    init = None if reset is None else _turn(self.init_state(x.shape[0]))
-    step = self._measured_step if channel.measuring() else self.step
-    features, state = scan(
-      step, inputs, _turn(state), init=init, reset=reset, valid=valid, remat=self.remat
-    )
-    if channel.measuring():
-      features, reads, writes = features
-      measure_slots(read=reads, written=writes, valid=valid)
-    return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), _turn(state)
+    features, state = loop(self, inputs, state, reset=reset, valid=valid)
+    return jax.lax.clamp(-CLIP, self.out(features), CLIP).astype(x.dtype), state
 
-  def step(self, inputs, state: NTMState, context=None) -> tuple[jax.Array, NTMState]:
-    """One step on a state with its memory as columns: `[h; reads] [B, C + R W]`, state.
+  def step(self, inputs, state: NTMState, context=None):
+    """One step on a state with its memory as columns.
 
     Args:
       inputs: one token of `controller.inputs`, and of the `late` factors of the heads.
+
+    Returns:
+      `[h; reads] [B, C + R W]`, weights of reads and of writes; the state.
     """
     (token, factors), batch = inputs, state.reads.shape[0]
     h, controller = self.controller.step(token, state.reads.reshape(batch, -1), state.controller)
-    weights, erase, add = self.address(late.product(self.heads, h, factors), state)
-    reading, writing = weights[:, : self.read_heads], weights[:, self.read_heads :]
-    memory = addressing.erase_add(state.memory, writing, erase, add)
-    reads = addressing.read(reading, state.memory if self.read_before_write else memory)
-    features = jnp.concatenate([h, reads.reshape(batch, -1)], axis=-1)
-    return features, NTMState(memory, reading, writing, reads, controller)
-
-  def _measured_step(self, inputs, state: NTMState, context=None):
-    """`step`, and the weights of its heads beside the features."""
-    features, state = self.step(inputs, state, context)
-    return (features, state.read_weights, state.write_weights), state
-
-  def address(self, p: jax.Array, state: NTMState) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The heads' numbers `p [B, P]` -> weights `[B, H, N]`, erase and add `[B, Wr, W]`."""
-    p, parts, start = jax.lax.clamp(-CLIP, p, CLIP), [], 0
-    for heads, numbers in self._fields():
-      end = start + heads * numbers
-      parts.append(p[:, start:end].reshape(-1, heads, numbers))
-      start = end
-    key, strength, gate, shift, gamma, erase, add = parts
+    numbers = jax.lax.clamp(-CLIP, late.product(self.heads, h, factors), CLIP)
     squash = jnp.tanh if self.tanh else (lambda a: a)
-    old = jnp.concatenate([state.read_weights, state.write_weights], axis=1)
-    strength, gate = jax.nn.softplus(strength[..., 0]), jax.nn.sigmoid(gate[..., 0])
-    kernel, gamma = jax.nn.softmax(shift, axis=-1), 1 + jax.nn.softplus(gamma[..., 0])
-    erase, add = jax.nn.sigmoid(erase), squash(add)
-    trace_step(strength=strength, gate=gate, shift=kernel, sharpness=gamma, erase=erase, add=add)
-    now = squash(key), strength, gate, kernel, gamma
-    return addressing.address(*now, state.memory, old), erase, add
+    state = heads.step(
+      numbers, self._fields(), state, squash, read_before_write=self.read_before_write
+    )
+    features = jnp.concatenate([h, state.reads.reshape(batch, -1)], axis=-1)
+    state = dataclasses.replace(state, controller=controller)
+    return (features, state.read_weights, state.write_weights), state
