@@ -1,5 +1,6 @@
 """Memories of a few slots that a network reads and rewrites."""
 
+from memjax.slots.conformer_ntm import ConformerNTM
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
@@ -17,6 +18,7 @@ from memjax.slots.segment_model import SegmentState
 from memjax.slots.slot_attention import SlotRead
 
 __all__ = [
+  "ConformerNTM",
   "PointerMixtureNetwork",
   "PointerState",
   "pointer_targets",

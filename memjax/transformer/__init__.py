@@ -3,6 +3,7 @@
 from memjax.transformer import rope_scaling
 from memjax.transformer.attention import Attention
 from memjax.transformer.chunked import Chunked
+from memjax.transformer.conformer import Conformer
 from memjax.transformer.decode import Generated
 from memjax.transformer.feed_forward import FeedForward
 from memjax.transformer.generate import generate
@@ -13,6 +14,6 @@ from memjax.transformer.skip import Skip
 from memjax.transformer.stack import Stack
 
 __all__ = [
-  "Attention", "Chunked", "FeedForward", "Generated", "LanguageModel", "Rotary", "Skip", "Stack",
-  "generate", "prefill", "rope_scaling", "with_room",
+  "Attention", "Chunked", "Conformer", "FeedForward", "Generated", "LanguageModel",
+  "Rotary", "Skip", "Stack", "generate", "prefill", "rope_scaling", "with_room",
 ]  # fmt: skip

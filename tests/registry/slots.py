@@ -10,6 +10,7 @@ from memjax.core import Context, Memory
 from memjax.slots import (
   ELMUR,
   LM2,
+  ConformerNTM,
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
@@ -68,6 +69,10 @@ def _elmur(dim, **options):
 def _pointer(dim, hidden):
   small = {"vocab": 4, "window": 4, "hidden": hidden, "init": 0.5}
   return lambda rngs: PointerMixtureNetwork(dim, **small, rngs=rngs)
+
+
+def _conformer_ntm(dim, **options):
+  return lambda rngs: ConformerNTM(dim, slots=5, width=3, **options, rngs=rngs)
 
 
 def _memnn(**options):
@@ -224,5 +229,12 @@ ROWS: list[Row] = [
   ),
   Row("memoria", _memoria(), dim=4, task=Task(make=_memoria(16), dim=16)),
   Row("memoria-read", lambda rngs: MemoriaRead(4, heads=2, rngs=rngs), dim=4, extras=_engrams),
+  Row("conformer-ntm", _conformer_ntm(4), dim=4, task=Task(make=_conformer_ntm(8), dim=8)),
+  Row(
+    "conformer-ntm-content",
+    _conformer_ntm(4, addressing="content", start="trained", heads=2, residual=True),
+    dim=4,
+    task=Task(make=_conformer_ntm(8, addressing="content", start="trained"), dim=8),
+  ),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
 ]

@@ -8,7 +8,15 @@ from flax import nnx
 
 from memjax.core import Context, Memory
 from memjax.testing import Task
-from memjax.transformer import Attention, Chunked, FeedForward, LanguageModel, Rotary, Stack
+from memjax.transformer import (
+  Attention,
+  Chunked,
+  Conformer,
+  FeedForward,
+  LanguageModel,
+  Rotary,
+  Stack,
+)
 from memjax.transformer.rope_scaling import YaRN
 from tests.registry import Row
 
@@ -69,6 +77,15 @@ ROWS: list[Row] = [
     "chunked",
     lambda rngs: Chunked(4, memory=_stack, size=3, rngs=rngs),
     dim=4,
+  ),
+  Row(
+    "conformer",
+    lambda rngs: Conformer(4, blocks=1, heads=1, hidden=4, kernel=3, rngs=rngs),
+    dim=4,
+    exempt={
+      "split": "every frame sees all of its sequence, which stands in one call",
+      "reset:several": "for the same reason: it compares with beginnings of longer calls",
+    },
   ),
   # As many layers as rows: an axis taken by position would mix them.
   Row(
