@@ -3,8 +3,9 @@
 
 from absl import flags
 
-from experiments import cli, distributed, meshes, models, runs
+from experiments import cli, distributed, models, runs
 from experiments.console import console, table
+from experiments.held_out import RESET, HeldOut
 from memjax import training
 
 
@@ -18,30 +19,26 @@ def evaluate(config, workdir) -> None:
   with cli.one_line():
     corpus = runs.load_corpus(config.data)
     distributed.same("the text", corpus.fingerprint)
-  batches = corpus.evaluation_batches(
-    sequence_length=config.sequence_length,
-    batch_size=config.batch_size,
-    split=flags.FLAGS.split,
-    max_tokens=flags.FLAGS.tokens,
-    **meshes.share(config),
-  )
-  eval_step, rows = training.make_eval_step(training.language_model_loss()), []
+  rows, split = [], flags.FLAGS.split
   for name in runs.contenders(config):
     try:
       step, state = runs.restore(config, workdir, name, corpus.vocab_size)
     except training.CheckpointError as error:
       console.print(str(error), markup=False)
       continue
-    found = training.evaluate(eval_step, state, batches, place=meshes.placing(config))
-    bits = runs.bits_per_byte(found["nats"], corpus, flags.FLAGS.split)
+    found = HeldOut(config, corpus, state.model, split)(state, flags.FLAGS.tokens)
+    nats = [found["nats"], *([found[RESET]] if RESET in found else [])]
+    bits = [f"{runs.bits_per_byte(each, corpus, split):.4f}" for each in nats]
     size = f"{models.parameters(state.model):,}"
-    rows.append([name, str(step), size, f"{found['count']:,.0f}", f"{bits:.4f}"])
+    rows.append([name, str(step), size, f"{found['count']:,.0f}", *bits])
   if not rows:
     cli.fail(f"{workdir} holds no checkpoint yet")
+  columns = ["model", "step", "parameters", "tokens", "bits/byte", "memory reset every segment"]
+  most = max(map(len, rows))
   table(
-    f"{flags.FLAGS.split} text of {config.data.source}",
-    ["model", "step", "parameters", "tokens", "bits/byte"],
-    rows,
+    f"{split} text of {config.data.source}",
+    columns[:most],
+    [row + ["-"] * (most - len(row)) for row in rows],
   )
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments import flops
 from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
-from memjax.slots import LM2, NeuralTuringMachine, RelationalMemory
+from memjax.slots import ELMUR, LM2, ConformerNTM, NeuralTuringMachine, RelationalMemory
 from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack, rope_scaling
 
 QK_NORM = {"none": False, "query": "query", "both": True}
@@ -54,15 +54,39 @@ def _rmc(model):
   )
 
 
+def _conformer_ntm(model):
+  return functools.partial(
+    ConformerNTM, slots=model.memory_slots, width=model.memory_slot_width, residual=True
+  )
+
+
 def _lm2(model):
   return functools.partial(
     LM2, slots=model.memory_slots, segment=model.memory_segment, heads=model.memory_heads
   )
 
 
+def _elmur(model):
+  return functools.partial(
+    ELMUR,
+    heads=model.heads,
+    segment=model.memory_segment,
+    slots=model.memory_slots,
+    hidden=model.hidden or 4 * model.dim,
+    pre_norm=True,
+  )
+
+
 MEMORIES = {
   "memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm, "rmc": _rmc, "lm2": _lm2,
+  "elmur": _elmur, "conformer_ntm": _conformer_ntm,
 }  # fmt: skip
+# Where they stand in a block of attention and feed-forward, if not in place of the latter.
+PLACES = {
+  "lm2": lambda made, attention, feed: (functools.partial(made, attention=attention), feed),
+  "elmur": lambda made, attention, feed: (made,),
+  "conformer_ntm": lambda made, attention, feed: (attention, feed, made),
+}
 
 
 ROPE = {
@@ -98,7 +122,8 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
   Args:
     model: the recipe's `model` part.   vocab: number of tokens.   seed: of the initial parameters.
     memory: a name in `MEMORIES`, put in place of the feed-forward of `model.memory_layers`; "lm2"
-      goes around their attention instead; "none": the dense twin.
+      goes around their attention instead, "elmur" is the whole block, "conformer_ntm" follows it;
+      "none": the dense twin.
 
   Raises:
     ValueError: an unknown memory, a layer that is not there, or a bad scaling of positions.
@@ -113,11 +138,8 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
   attention, feed_forward = layers(model, window=model.window)
   exceptions, dtype = {}, jnp.dtype(model.get("table_dtype", "float32"))
   if memory != "none":
-    made = MEMORIES[memory](model)
-    if memory == "lm2":
-      block = functools.partial(made, attention=attention), feed_forward
-    else:
-      block = attention, made
+    place = PLACES.get(memory, lambda made, attention, feed: (attention, made))
+    block = place(MEMORIES[memory](model), attention, feed_forward)
     exceptions = dict.fromkeys(model.memory_layers, block)
   shared = (
     {POOL: functools.partial(value_pool, model.memory_keys**2, model.dim, param_dtype=dtype)}

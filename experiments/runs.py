@@ -37,6 +37,14 @@ def packing(config) -> dict:
   return {"pack": config.packing == "documents", "separator": config.separator}
 
 
+def rows(config, model) -> dict:
+  """How a recipe cuts text into rows of batches for a model: options of `Corpus.train_batches` and
+  `evaluation_batches`. A model of segments takes resets at their borders only."""
+  align = {"align": model.granularity} if model.granularity > 1 else {}
+  sizes = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
+  return {**sizes, **align, **meshes.share(config)}
+
+
 def make_optimizer(config, model, learning_rate: float):
   """AdamW with a rate of its own for memory values; both follow the recipe's schedule."""
   part = config.optimizer

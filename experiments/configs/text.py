@@ -49,8 +49,9 @@ def get_config() -> config_dict.ConfigDict:
   model.tied = False
   model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
   model.remat = ""  # "" | dots | full | offload: what the blocks keep for back-propagation
-  model.memory = "memory_plus"  # memory_plus | product_keys | ntm | rmc | lm2 | none
-  model.memory_layers = (2,)  # blocks whose feed-forward is replaced
+  # memory_plus | product_keys | ntm | rmc | lm2 | elmur | conformer_ntm | none
+  model.memory = "memory_plus"
+  model.memory_layers = (2,)  # blocks whose feed-forward it replaces; see `models.build`
   model.memory_keys = 128  # per half: keys^2 values
   model.memory_heads = 2
   model.memory_top_k = 16
@@ -58,9 +59,11 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
   model.memory_qk_norm = "query"  # memory_plus: query | both | none
   model.table_dtype = "float32"  # of memory_plus' values: float32 | bfloat16, rounded by chance
-  model.memory_slots = 32  # ntm, rmc, lm2
-  model.memory_slot_width = 16  # ntm; of a head: rmc
-  model.memory_segment = 64  # lm2: tokens between two writes; divides sequence_length
+  model.memory_slots = 32  # ntm, rmc, lm2, elmur, conformer_ntm
+  model.memory_slot_width = 16  # ntm, conformer_ntm; of a head: rmc
+  # lm2, elmur: tokens between two writes; these are also evaluated reset as often, as are ntm, rmc
+  # and conformer_ntm; divides sequence_length
+  model.memory_segment = 64
 
   config.optimizer = optimizer = config_dict.ConfigDict()
   optimizer.learning_rate = 3e-3

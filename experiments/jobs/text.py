@@ -2,18 +2,15 @@
 
 import dataclasses
 import pathlib
-import time
 
-import jax
 import numpy as np
 
 from experiments import cli, distributed, meshes, models, plots, runs, usage
-from experiments.console import TrainingBar, console, table
-from experiments.metrics import WATCHING, MetricsWriter, Samples, read
-from experiments.speed import Speed
+from experiments.console import console, table
+from experiments.held_out import RESET, HeldOut
+from experiments.metrics import WATCHING, read
+from experiments.watch import Watch, continuation
 from memjax import training
-from memjax.training import processes
-from memjax.transformer import generate
 
 SEVERAL_PROCESSES = True
 MAY_CHANGE = ("evaluation", "checkpoint", "sample", "mesh", "rules", "context", *WATCHING)
@@ -26,6 +23,7 @@ class Trained:
   name: str
   model: object
   bits: float  # validation bits per byte
+  bits_reset: float | None  # the same with block memories reset every segment; None: there are none
   seconds: float  # of training, evaluations not counted
   curve: list[dict[str, float]]
 
@@ -73,36 +71,19 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   it."""
   with cli.one_line():
     state, optimizer, shardings = runs.set_up(config, corpus.vocab_size, memory)
-    place, share = meshes.placing(config), meshes.share(config)
-    # A memory of segments takes resets at their borders only.
-    align = {"align": config.model.memory_segment} if memory == "lm2" else {}
+    held_out = HeldOut(config, corpus, state.model)
     text = corpus.train_batches(
-      sequence_length=config.sequence_length,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      **runs.packing(config.data),
-      **align,
-      **share,
+      seed=config.seed, **runs.packing(config.data), **runs.rows(config, state.model)
     )
   if text.padding:
     console.print(f"{name}: {text.padding:.2%} of a batch's places hold no text")
   watch = Watch(config, corpus, folder, name, state)
-  eval_step = training.make_eval_step(training.language_model_loss(chunk=config.loss_chunk))
-
-  def batches(tokens):
-    return corpus.evaluation_batches(
-      sequence_length=config.sequence_length,
-      batch_size=config.batch_size,
-      max_tokens=tokens,
-      **align,
-      **share,
-    )
 
   def evaluate(state):
-    found = training.evaluate(eval_step, state, batches(config.evaluation.tokens), place=place)
-    held_out = map(place, batches(config.evaluation.tokens))
     watch.sample(state)
-    return {**found, **usage.memory_usage(state.model, held_out)}
+    batches = map(held_out.place, held_out.batches(max_tokens=config.evaluation.tokens))
+    used = usage.memory_usage(state.model, batches)
+    return held_out(state, config.evaluation.tokens) | used
 
   with (
     training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
@@ -118,7 +99,7 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
       checkpoints=checkpoints,
       save_every=config.checkpoint.every,
       max_bad_steps=config.max_bad_steps,
-      place=place,
+      place=held_out.place,
       stop=stop,
       watchdog=distributed.watchdog(),
       extra=watch.extra,
@@ -131,96 +112,19 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   watch.close()
   if result.stopped:
     return None
-  final = training.evaluate(
-    eval_step, result.state, batches(config.evaluation.final_tokens), place=place
+  final, curve = (
+    held_out(result.state, config.evaluation.final_tokens),
+    read(folder / "metrics.csv"),
   )
   bits = runs.bits_per_byte(final["nats"], corpus)
-  return Trained(name, result.state.model, bits, watch.seconds, read(folder / "metrics.csv"))
+  reset = RESET in final and runs.bits_per_byte(final[RESET], corpus)
+  return Trained(name, result.state.model, bits, reset or None, watch.seconds, curve)
 
 
 def profiling(config, folder: pathlib.Path):
   """The trace that `config.profile.steps` asks for, into `profile/NAME` of the work directory."""
   with cli.one_line():
     return training.profiling(config.profile.steps, folder.parent / "profile" / folder.name)
-
-
-class Watch:
-  """Shows and records one training: progress bar, metrics, samples, and seconds spent (evaluations
-  not counted)."""
-
-  def __init__(self, config, corpus, folder, name: str, state):
-    self.config, self.corpus, self.folder, self.name = config, corpus, folder, name
-    self.tokens = config.batch_size * config.sequence_length
-    model = jax.eval_shape(lambda: meshes.for_few_rows(config, state.model))
-    self.speed = Speed.of(model, state.params, self.tokens, config.sequence_length)
-    self.seconds, self.last, self.checkpoint_seconds = 0.0, None, 0.0
-
-  def extra(self) -> dict:
-    """What the checkpoint keeps: seconds of training so far."""
-    return {"seconds": self.seconds}
-
-  def start(self, step: int, extra: dict) -> None:
-    self.seconds = extra.get("seconds", 0.0)
-    first = distributed.first()
-    self.writer = (
-      MetricsWriter(self.folder, start=step, config=self.config) if first else distributed.Silent()
-    )
-    self.samples = Samples(self.folder, start=step) if first else distributed.Silent()
-    self.bar = TrainingBar(self.name, self.config.steps, start=step)
-    if step:
-      self.bar.line(f"{self.name}: goes on at step {step}")
-    self.last = None
-
-  def step(self, step: int, metrics: dict) -> None:
-    now = time.monotonic()
-    spent = now - self.last if self.last else 0.0  # the first step compiles: not counted
-    self.last = now
-    self.seconds += spent
-    bits = runs.bits_per_byte(metrics["nats"], self.corpus, "train")
-    speed = self.speed.metrics(spent)
-    self.bar.step(step, bits, self.speed.text(speed))
-    self.writer.write(
-      step,
-      {
-        "tokens": step * self.tokens,
-        "seconds": self.seconds,
-        "train_bits_per_byte": bits,
-        **speed,
-        "gradient_norm": metrics["grad_norm"],
-        "skipped_steps": metrics["skipped"],
-      },
-    )
-    if not metrics["finite"]:
-      self.bar.line(
-        f"{self.name}: step {step} was not finite and changed nothing "
-        f"({metrics['skipped']:.0f} so far)"
-      )
-
-  def sample(self, state) -> None:
-    """Writes down how the model continues the recipe's prompt."""
-    part = self.config.sample
-    if part.evaluation_tokens:
-      text = continuation(self.config, self.corpus, state.model, part.evaluation_tokens)
-      self.samples.write(int(state.step), part.prompt, text)
-
-  def evaluation(self, step: int, metrics: dict, is_best: bool) -> None:
-    metrics = dict(metrics)
-    bits = runs.bits_per_byte(metrics["nats"], self.corpus)
-    metrics = {k: v for k, v in metrics.items() if k not in ("loss", "count", "nats", "seconds")}
-    used = usage.summary(metrics)
-    used = f", {used}" if used else ""
-    best = "  (best)" if is_best else ""
-    self.bar.line(f"{self.name}: step {step}  validation {bits:.3f} bits/byte{used}{best}")
-    row = {"tokens": step * self.tokens, "seconds": self.seconds, "validation_bits_per_byte": bits}
-    self.writer.write(step, {**row, **metrics})
-    self.last = time.monotonic()
-
-  def checkpoint(self, step: int, seconds: float) -> None:
-    self.checkpoint_seconds += seconds
-
-  def close(self) -> None:
-    self.bar.close()
-    self.writer.close()
 
 
 def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> None:
@@ -240,9 +144,13 @@ def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> Non
         f"{models.flops_per_token(model, config.sequence_length) / 1e6:.2f} M",
         f"{tokens / result.seconds:,.0f}" if result.seconds else "-",
         f"{result.bits:.3f}",
+        "-" if result.bits_reset is None else f"{result.bits_reset:.3f}",
       ]
     )
   columns = ["model", "parameters", "FLOPs per token", "tokens/s", "validation bits/byte"]
+  if any(result.bits_reset is not None for result in trained):
+    columns.append(f"memory reset every {config.model.memory_segment} tokens")
+  rows = [row[: len(columns)] for row in rows]
   text = table("Memory and dense twin: equal tokens", columns, rows)
   curves = {result.name: result.curve for result in trained}
   if len(trained) == 2:
@@ -273,16 +181,3 @@ def _evaluations(trained: Trained) -> list[tuple[float, float]]:
   """Seconds of training, and bits per byte of the validation text."""
   rows = (row for row in trained.curve if "validation_bits_per_byte" in row)
   return [(row["seconds"], row["validation_bits_per_byte"]) for row in rows]
-
-
-def continuation(config, corpus, model, tokens: int) -> str:
-  """How a model goes on from the recipe's prompt."""
-  prompt = corpus.tokenizer.encode(config.sample.prompt)[None]
-  made = generate(
-    meshes.for_few_rows(config, model),
-    prompt,
-    max_new_tokens=tokens,
-    temperature=config.sample.temperature,
-    key=jax.random.key(config.seed),
-  )
-  return corpus.tokenizer.decode(processes.whole(made.tokens)[0])

@@ -10,9 +10,10 @@ from flax import nnx
 
 from experiments import cli, distributed, meshes, models, plots, runs
 from experiments.console import console, table
-from experiments.jobs.text import Watch, profiling
+from experiments.jobs.text import profiling
 from experiments.metrics import WATCHING, read
 from experiments.usage import memory_usage
+from experiments.watch import Watch
 from memjax import training
 from memjax.recurrent import RecurrentMemoryTransformer
 from memjax.transformer import LanguageModel, Stack

@@ -5,12 +5,17 @@ from typing import Any
 import jax
 import pytest
 
-from experiments import models
+from experiments import models, runs
 from experiments.configs import text
-from memjax.slots import LM2, RelationalMemory
+from memjax.slots import ELMUR, LM2, ConformerNTM, RelationalMemory
 from memjax.transformer import Attention, FeedForward
 
-KINDS = {"rmc": (Attention, RelationalMemory), "lm2": (LM2, FeedForward)}
+KINDS = {
+  "rmc": (Attention, RelationalMemory),
+  "lm2": (LM2, FeedForward),
+  "elmur": (ELMUR,),
+  "conformer_ntm": (Attention, FeedForward, ConformerNTM),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -19,11 +24,14 @@ def test_a_slot_memory_of_a_recipe(name):
   recipe.dim, recipe.layers, recipe.memory_layers = 32, 3, (1,)
   model: Any = jax.eval_shape(lambda: models.build(recipe, 11, memory=name, seed=0))
   kinds = {key: type(layer.memory) for key, layer in model.body.layers.items()}
-  assert (kinds["2"], kinds["3"]) == KINDS[name]
-  others = [kind for key, kind in kinds.items() if key not in ("2", "3")]
-  assert set(others) == {Attention, FeedForward}
-  memory = model.body.layers["2" if name == "lm2" else "3"].memory
+  block, usual = KINDS[name], (Attention, FeedForward)
+  assert tuple(kinds.values()) == (*usual, *block, *usual)
+  [memory] = [
+    layer.memory for layer in model.body.layers.values() if type(layer.memory) not in usual
+  ]
   assert memory.slots == recipe.memory_slots
+  assert model.granularity == (recipe.memory_segment if name in ("lm2", "elmur") else 1)
+  aligned = runs.rows(text.get_config(), model).get("align", 1)
+  assert aligned == model.granularity  # documents begin at its segments' borders
   if name == "lm2":
     assert isinstance(memory.attention, Attention)
-    assert model.granularity == recipe.memory_segment
