@@ -12,6 +12,8 @@ from memjax.slots.memoria import Memoria
 from memjax.slots.memoria_layers import MemoriaRead
 from memjax.slots.memory_networks import MemNNState, MemoryNetwork
 from memjax.slots.ntm import NeuralTuringMachine, NTMState
+from memjax.slots.pmi import PMI, PMIState
+from memjax.slots.pmi_encoder import PMIEncoder
 from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
 from memjax.slots.segment_model import SegmentState
@@ -19,6 +21,9 @@ from memjax.slots.slot_attention import SlotRead
 
 __all__ = [
   "ConformerNTM",
+  "PMI",
+  "PMIEncoder",
+  "PMIState",
   "PointerMixtureNetwork",
   "PointerState",
   "pointer_targets",

@@ -231,5 +231,7 @@ _erase_add.defvjp(lambda *args: (_erase_add(*args), args), _erase_add_backward)
 def keep_largest(weights: jax.Array, count: int) -> jax.Array:
   """The `count` largest weights along the last axis, zeros elsewhere; what is left is not made to
   sum to 1."""
-  kept, index = jax.lax.top_k(weights, count)
-  return jnp.put_along_axis(jnp.zeros_like(weights), index, kept, axis=-1, inplace=False)
+  _, index = jax.lax.top_k(jax.lax.stop_gradient(weights), count)
+  place = jnp.arange(weights.shape[-1]).reshape((1,) * (weights.ndim - 1) + (-1, 1))
+  kept = jnp.any(index[..., None, :] == place, axis=-1)  # no gather, and no scatter behind it
+  return jnp.where(kept, weights, 0)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from memjax.core import Memory, Stateless, bounded, checks, clean
 from memjax.core.layers import Linear, default_init
 from memjax.core.usage import measure_slots
+from memjax.slots.addressing import keep_largest
 
 LARGEST = 1e15  # of a query's, key's or value's entries: products and their sums stay finite
 _UNSEEN = -2e38  # a score whose weight is zero
@@ -21,12 +22,15 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
   return bounded(x.astype(jnp.float32), LARGEST).reshape(*x.shape[:2], heads, -1)
 
 
-def attend(q, k, v, mask=None, *, scale: float | None = None) -> tuple[jax.Array, jax.Array]:
+def attend(
+  q, k, v, mask=None, *, scale: float | None = None, top_k: int | None = None
+) -> tuple[jax.Array, jax.Array]:
   """`softmax(scale q k^T) v`; a query that sees nothing gets zeros.
 
   Args:
     q: `[B, T, H, K]`.   k, v: `[B, S, H, K]`.   mask: `[B or 1, T or 1, S] bool`; None: all.
     scale: None: 1 / sqrt(K).
+    top_k: only so many largest weights count, a query and head; they keep their values.
 
   Returns:
     `[B, T, H, K]`, and the weights `[B, T, H, S]`.
@@ -40,6 +44,8 @@ def attend(q, k, v, mask=None, *, scale: float | None = None) -> tuple[jax.Array
     mask = mask[:, :, None, :]
     weights = jax.nn.softmax(jnp.where(mask, scores, _UNSEEN), axis=-1)
     weights = jnp.where(mask, weights, 0)
+  if top_k is not None and top_k < weights.shape[-1]:
+    weights = keep_largest(weights, top_k)
   return jnp.einsum("bths,bshk->bthk", weights, v), weights
 
 

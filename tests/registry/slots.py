@@ -10,6 +10,7 @@ from memjax.core import Context, Memory
 from memjax.slots import (
   ELMUR,
   LM2,
+  PMI,
   ConformerNTM,
   DifferentiableNeuralComputer,
   EndToEndMemoryNetwork,
@@ -20,12 +21,13 @@ from memjax.slots import (
   MemoriaRead,
   MemoryNetwork,
   NeuralTuringMachine,
+  PMIEncoder,
   PointerMixtureNetwork,
   RelationalMemory,
   SlotRead,
 )
 from memjax.testing import Task
-from memjax.transformer import Attention, Stack
+from memjax.transformer import Attention, FeedForward, Stack
 from tests.registry import Row
 
 
@@ -77,6 +79,18 @@ def _conformer_ntm(dim, **options):
 
 def _memnn(**options):
   return lambda rngs: MemoryNetwork(11, 4, slots=3, words=2, **options, rngs=rngs)
+
+
+def _pmi(dim=4, **options):
+  given: dict[str, Any] = {"segment": 2, "slots": 2, "heads": 2, "key_size": 2, "long_term": 2}
+  given |= {"top_k": 1, **options}
+  return lambda rngs: PMI(dim, **given, rngs=rngs)
+
+
+def _pmi_encoder(**options):
+  mixer = lambda dim, rngs: _pmi(dim, causal=False, **options)(rngs)  # noqa: E731
+  feed_forward = functools.partial(FeedForward, hidden=4)
+  return lambda rngs: PMIEncoder(4, mixer=mixer, feed_forward=feed_forward, layers=2, rngs=rngs)
 
 
 class _OneWord(Memory):
@@ -214,6 +228,13 @@ ROWS: list[Row] = [
     task=Task(make=_kv_recalls),
   ),
   Row("elmur", _elmur(4, hidden=4), dim=4, task=Task(make=_elmur(16), dim=16)),
+  Row("pmi", _pmi(), dim=4),
+  Row(
+    "pmi-encoder",
+    _pmi_encoder(ltm_update="outer"),
+    dim=4,
+    exempt={"compile": "it sees all of a segment's tokens, and has no calls of one"},
+  ),
   Row("pointer", _pointer(4, 4), dim=4, task=Task(make=_pointer(16, 16), dim=16)),
   Row(
     "memformer-gru",
