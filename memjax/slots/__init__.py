@@ -6,6 +6,7 @@ from memjax.slots.elmur import ELMUR, ELMURState
 from memjax.slots.kv_memnn import KeyValueMemoryNetwork, KeyValueState
 from memjax.slots.lm2 import LM2, LM2State
 from memjax.slots.lrua import LRUAMemory, LRUAState
+from memjax.slots.membart import MemBART, slots_as_tokens
 from memjax.slots.memformer import Memformer
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
 from memjax.slots.memoria import Memoria
@@ -51,4 +52,6 @@ __all__ = [
   "SlotRead",
   "Memoria",
   "MemoriaRead",
+  "MemBART",
+  "slots_as_tokens",
 ]

@@ -5,8 +5,9 @@
 
 One encoder layer without its relative position biases (the bodies have positions of their own):
 attention among the tokens, attention to the slots, feed-forward, each on a layer norm and added.
-Then a layer norm, and the write. That code with copied weights (torch 2.14.1, float32) differs by
-less than 2e-6, forward and gradients. It has no model of the paper's own write.
+Then a layer norm, and the write. That code with copied weights (torch 2.13.0) differs by at most
+1.1e-7 in float64, forward and gradients; in float32 by 6e-7 forward, 6e-6 in gradients (1.4e-5 of
+an array's largest entry). It has no model of the paper's own write.
 """
 
 import pathlib
@@ -94,7 +95,8 @@ def draw():
 
 def main():
   arrays = draw()
-  y, memory = segment(arrays, arrays["x"], arrays["memory"])
+  exact = {name: a.astype(np.float64) for name, a in arrays.items()}
+  y, memory = segment(exact, exact["x"], exact["memory"])
 
   def loss(arrays):
     y, memory = segment(arrays, arrays["x"], arrays["memory"])

@@ -16,6 +16,7 @@ from memjax.slots import (
   EndToEndMemoryNetwork,
   KeyValueMemoryNetwork,
   LRUAMemory,
+  MemBART,
   Memformer,
   Memoria,
   MemoriaRead,
@@ -156,6 +157,13 @@ def _engrams(batch, length):
   return Context(shared={"working": rows(memory[:2]), "reminded": rows(memory), **seen})
 
 
+def _membart(dim=4, heads=1):
+  """Its decoder carries nothing, and its encoder has one layer: the laws of bodies are others'."""
+  decoder = _layers(functools.partial(SlotRead, heads=heads, source="encoded"))
+  sizes: dict[str, Any] = {"segment": 2, "slots": 2, "layers": 1, "heads": heads, "hidden": dim}
+  return lambda rngs: MemBART(dim, decoder=decoder, **sizes, rngs=rngs)
+
+
 def _read_memory(batch, length):
   """Alike in all rows, since the laws permute those of x alone."""
   memory = jax.random.normal(jax.random.key(9), (1, 3, 4))
@@ -257,5 +265,6 @@ ROWS: list[Row] = [
     dim=4,
     task=Task(make=_conformer_ntm(8, addressing="content", start="trained"), dim=8),
   ),
+  Row("membart", _membart(), dim=4, task=Task(make=_membart(16), dim=16, learning_rate=3e-3)),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
 ]

@@ -42,7 +42,7 @@ def train(model, loss, *, steps: int, learning_rate: float, batch: int, enough=N
   """Adam on `loss(outputs, key) -> (loss, measure)`; the mean measure of the last 20 steps.
 
   Args:
-    loss: `(run, key)`, where `run(x)` are the outputs of the model from a fresh state.
+    loss: `(run, key)`, where `run(x, **flags)` are the outputs of the model from a fresh state.
     enough: `measure -> bool`, asked after every `CHUNK` steps: then the training ends.
   """
   params, rest = split(model)
@@ -50,7 +50,7 @@ def train(model, loss, *, steps: int, learning_rate: float, batch: int, enough=N
 
   def whole(params, key):
     model = join(params, rest)
-    return loss(lambda x: model(x, model.init_state(batch))[0], key)
+    return loss(lambda x, **flags: model(x, model.init_state(batch), **flags)[0], key)
 
   def step(carry, key):
     params, moments = carry
