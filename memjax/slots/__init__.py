@@ -1,5 +1,6 @@
 """Memories of a few slots that a network reads and rewrites."""
 
+from memjax.slots.ama import AdaptiveMemoryAllocator
 from memjax.slots.conformer_ntm import ConformerNTM
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.elmur import ELMUR, ELMURState
@@ -17,6 +18,7 @@ from memjax.slots.pmi import PMI, PMIState
 from memjax.slots.pmi_encoder import PMIEncoder
 from memjax.slots.pointer import PointerMixtureNetwork, PointerState, pointer_targets
 from memjax.slots.rmc import RelationalMemory, RelationalMemoryState
+from memjax.slots.sat import SATState, SpatiallyAwareTransformer
 from memjax.slots.segment_model import SegmentState
 from memjax.slots.slot_attention import SlotRead
 
@@ -54,4 +56,7 @@ __all__ = [
   "MemoriaRead",
   "MemBART",
   "slots_as_tokens",
+  "AdaptiveMemoryAllocator",
+  "SATState",
+  "SpatiallyAwareTransformer",
 ]

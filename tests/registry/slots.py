@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from memjax.core import Context, Memory
 from memjax.slots import (
@@ -26,6 +27,7 @@ from memjax.slots import (
   PointerMixtureNetwork,
   RelationalMemory,
   SlotRead,
+  SpatiallyAwareTransformer,
 )
 from memjax.testing import Task
 from memjax.transformer import Attention, FeedForward, Stack
@@ -178,6 +180,20 @@ def _key_values(key, batch, length):
   return jax.random.randint(key, (batch, length, 3), 0, 11)
 
 
+def _sat(dim=4, **options):
+  small: dict[str, Any] = {"capacity": 6, "chunk": 2, "top_k": 2, "layers": 1, "hidden": 4}
+  return lambda rngs: SpatiallyAwareTransformer(dim, **(small | options), rngs=rngs)
+
+
+def _places(batch, length):
+  """Alike in all rows, since the laws permute those of x alone."""
+  rng = np.random.default_rng(0)
+  tokens = {name: rng.integers(0, count, length) for name, count in (("place", 3), ("policy", 5))}
+  return Context(
+    tokens={k: jnp.tile(jnp.asarray(a, jnp.int32)[None], (batch, 1)) for k, a in tokens.items()}
+  )
+
+
 # Its tests train it so.
 SUPERVISED = {"remembers": "what it looks up is trained with supporting facts, not with its output"}
 
@@ -267,4 +283,12 @@ ROWS: list[Row] = [
   ),
   Row("membart", _membart(), dim=4, task=Task(make=_membart(16), dim=16, learning_rate=3e-3)),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
+  Row("sat", _sat(), dim=4, task=Task(make=_sat(16), dim=16)),
+  Row(
+    "sat-places",
+    _sat(places=3, policy="place", chunking="place", place="fourier"),
+    dim=4,
+    extras=_places,
+    task=Task(make=_sat(16, places=3, chunking="place"), dim=16),
+  ),
 ]
