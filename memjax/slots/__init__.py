@@ -10,6 +10,7 @@ from memjax.slots.lrua import LRUAMemory, LRUAState
 from memjax.slots.membart import MemBART, slots_as_tokens
 from memjax.slots.memformer import Memformer
 from memjax.slots.memn2n import EndToEndMemoryNetwork, MemN2NState
+from memjax.slots.memo import MEMO, MEMOLosses, MEMOState
 from memjax.slots.memoria import Memoria
 from memjax.slots.memoria_layers import MemoriaRead
 from memjax.slots.memory_networks import MemNNState, MemoryNetwork
@@ -23,6 +24,9 @@ from memjax.slots.segment_model import SegmentState
 from memjax.slots.slot_attention import SlotRead
 
 __all__ = [
+  "MEMO",
+  "MEMOLosses",
+  "MEMOState",
   "ConformerNTM",
   "PMI",
   "PMIEncoder",

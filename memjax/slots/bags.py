@@ -28,10 +28,13 @@ def known(ids: jax.Array, vocab: int) -> jax.Array:
   return jnp.all((ids >= 0) & (ids < vocab), axis=-1)
 
 
-def check(what: str, ids, ndim: int, words: int | None) -> None:
-  """Raises unless `ids` are integers `[B, T, words]`, or `[B, words]` where `ndim` is 2."""
+def check(what: str, ids, ndim: int, words: int | None, name: str = "words") -> None:
+  """Raises unless `ids` are integers `[B, T, words]`, or `[B, words]` where `ndim` is 2.
+
+  `name` is the argument that says how many words.
+  """
   leading = "B, T" if ndim == 3 else "B"
-  size = "J" if words is None else f"words={words}"
+  size = "J" if words is None else f"{name}={words}"
   fault = f"{what} are {ids.dtype}{list(ids.shape)}; they must be ids [{leading}, {size}]"
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     raise TypeError(fault)

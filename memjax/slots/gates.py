@@ -1,4 +1,5 @@
-"""The gated update of a few slots that are all rewritten at once: Relational Memory Core, LM2, PMI.
+"""The gated update of a few slots that are all rewritten at once: Relational Memory Core, LM2, PMI;
+and that of a GRU.
 
 B batch, T tokens, N slots, W slot width. Everything is float32.
 """
@@ -34,6 +35,20 @@ def gated(memory, candidate, write, keep, *, input_bias=0.0, forget_bias=1.0) ->
   i, f = jax.nn.sigmoid(write + input_bias), jax.nn.sigmoid(keep + forget_bias)
   trace_step(input_gate=i, forget_gate=f)
   return i * jnp.tanh(candidate) + f * memory
+
+
+def gru(new, old, h) -> jax.Array:
+  """A GRU's next state `(1 - z) tanh(n + r n') + z h`.
+
+      r = sigmoid(a + a'),  z = sigmoid(b + b')
+
+  Args:
+    new, old: `[..., 3 W]`, a, b, n made of the input, and a', b', n' made of h.
+    h: `[..., W]`.
+  """
+  new, old = jnp.split(new, 3, axis=-1), jnp.split(old, 3, axis=-1)
+  r, z = jax.nn.sigmoid(new[0] + old[0]), jax.nn.sigmoid(new[1] + old[1])
+  return (1 - z) * jnp.tanh(new[2] + r * old[2]) + z * h
 
 
 class PooledGates(nnx.Module):

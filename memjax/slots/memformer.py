@@ -16,6 +16,7 @@ from flax import nnx
 from memjax.core import Memory, Replay, bounded, channel, checks, param, segmented
 from memjax.core.layers import LayerNorm, Linear
 from memjax.core.usage import measure
+from memjax.slots.gates import gru
 from memjax.slots.segment_model import ENCODED, MEMORY, Border, Encoded, SegmentModel, reading
 from memjax.slots.slot_attention import LARGEST, attend_itself, split_heads
 
@@ -94,10 +95,7 @@ class GRUWrite(nnx.Module):
     update, kept = attend_itself(heads(self.query(m)), own, tokens, valid)
     if channel.measuring():
       measure("kept", kept, None if valid is None else jnp.any(valid, axis=1), tokens=False)
-    new = jnp.split(self.update(self.out(update.reshape(m.shape))), 3, axis=-1)
-    old = jnp.split(self.old(m), 3, axis=-1)
-    r, z = jax.nn.sigmoid(new[0] + old[0]), jax.nn.sigmoid(new[1] + old[1])
-    h = (1 - z) * jnp.tanh(new[2] + r * old[2]) + z * m
+    h = gru(self.update(self.out(update.reshape(m.shape))), self.old(m), m)
     inner = bounded(self.up(self.norm(h)), 1e12)  # its gelu's cube stays finite
     return h + self.down(jax.nn.gelu(inner, approximate=False))
 

@@ -11,6 +11,7 @@ from memjax.core import Context, Memory
 from memjax.slots import (
   ELMUR,
   LM2,
+  MEMO,
   PMI,
   ConformerNTM,
   DifferentiableNeuralComputer,
@@ -96,6 +97,11 @@ def _pmi_encoder(**options):
   return lambda rngs: PMIEncoder(4, mixer=mixer, feed_forward=feed_forward, layers=2, rngs=rngs)
 
 
+def _memo(vocab, dim=4, **options):
+  small: dict[str, Any] = {"slots": 4, "items": 2, "heads": 2, "hops": 2, "policy": 2}
+  return lambda rngs: MEMO(vocab, dim, **(small | options), rngs=rngs)
+
+
 class _OneWord(Memory):
   """Items of one word, given as ids from 0, for a memory over items of some: what law 10 asks."""
 
@@ -119,6 +125,14 @@ def _recalls(**options):
 def _kv_recalls(rngs):
   net = KeyValueMemoryNetwork(10, 16, slots=4, key_words=1, hops=1, temporal=True, rngs=rngs)
   return _OneWord(net, words=2)
+
+
+def _memo_recalls(rngs):
+  return _OneWord(_memo(10, 16, items=1)(rngs))
+
+
+def _memo_vectors(rngs):
+  return _memo(16, 16, items=1, vectors=True)(rngs)
 
 
 def _layers(*factories):
@@ -282,6 +296,13 @@ ROWS: list[Row] = [
     task=Task(make=_conformer_ntm(8, addressing="content", start="trained"), dim=8),
   ),
   Row("membart", _membart(), dim=4, task=Task(make=_membart(16), dim=16, learning_rate=3e-3)),
+  Row("memo", _memo(11, temporal=True), dim=2, inputs=_sentences, task=Task(make=_memo_recalls)),
+  Row(
+    "memo-vectors",
+    _memo(2, vectors=True),
+    dim=4,
+    task=Task(make=_memo_vectors, dim=16, learning_rate=3e-3),
+  ),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
   Row("sat", _sat(), dim=4, task=Task(make=_sat(16), dim=16)),
   Row(
