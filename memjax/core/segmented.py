@@ -22,8 +22,8 @@ from memjax.core.sequence_sharding import SequenceSharding
 from memjax.core.state import select
 
 __all__ = [
-  "SPAN", "Part", "check_carry", "check_length", "fold_key", "if_any", "part", "poison", "resets",
-  "restart", "whole",
+  "SPAN", "Part", "causal", "check_carry", "check_length", "fold_key", "if_any", "part", "poison",
+  "resets", "restart", "whole",
 ]  # fmt: skip
 
 SPAN = "span"  # the entry of `context.tokens` that a body's attention reads: see `Attention.span`
@@ -45,6 +45,13 @@ def check_carry(body: Memory, segment: int, need: int, why: str = "segment") -> 
         f"{type(module).__name__} inside the body has capacity={capacity}; it must carry "
         f"{why} = {need} tokens: use core.replace(model, capacity={need})"
       )
+
+
+def causal(body: Memory) -> bool:
+  """Whether a body is causal over tokens without spans, as attention that reads spans is."""
+  memories = [m for m in submodules(body) if isinstance(m, Memory)]
+  innermost = [m for m in memories if sum(isinstance(s, Memory) for s in submodules(m)) == 1]
+  return all(m.causal or getattr(m, "span", None) is not None for m in innermost)
 
 
 def whole(

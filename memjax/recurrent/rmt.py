@@ -117,7 +117,7 @@ class RecurrentMemoryTransformer(Memory):
     self.body = body(dim, rngs=rngs)
     self.sequence_sharding: sequence.SequenceSharding | None = None
     self._check_body()
-    self.granularity, self.causal = segment, _causal(self.body)
+    self.granularity, self.causal = segment, segmented.causal(self.body)
     init = nnx.initializers.normal(dim**-0.5 if init_std is None else init_std)
     first = functools.partial(param, rngs, init, axes=("memory", "embed"), dtype=param_dtype)
     self.first = first((memory, dim)) if memory else None
@@ -266,10 +266,3 @@ class RecurrentMemoryTransformer(Memory):
       own = tokens.get(SPAN, jnp.zeros_like(kind))  # the text's spans, kept apart from the blocks'
       tokens[SPAN] = jnp.where(kind == TEXT, own + WRITE * (own > 0), kind)
     return dataclasses.replace(context or Context(), tokens=tokens) if tokens else context
-
-
-def _causal(body: Memory) -> bool:
-  """Whether the body is causal over text without spans of its own, as attention with spans is."""
-  memories = [m for m in submodules(body) if isinstance(m, Memory)]
-  innermost = [m for m in memories if sum(isinstance(s, Memory) for s in submodules(m)) == 1]
-  return all(m.causal or getattr(m, "span", None) is not None for m in innermost)

@@ -1,6 +1,7 @@
 """Memories of a few slots that a network reads and rewrites."""
 
 from memjax.slots.ama import AdaptiveMemoryAllocator
+from memjax.slots.chime import CHIME, CHIMEState
 from memjax.slots.conformer_ntm import ConformerNTM
 from memjax.slots.dnc import DifferentiableNeuralComputer, DNCLinks, DNCState
 from memjax.slots.elmur import ELMUR, ELMURState
@@ -63,4 +64,6 @@ __all__ = [
   "AdaptiveMemoryAllocator",
   "SATState",
   "SpatiallyAwareTransformer",
+  "CHIME",
+  "CHIMEState",
 ]

@@ -1,5 +1,6 @@
 """Recall across segments: keys and their values are told in the first segment, noise fills the next
-ones, and the last segment ends with one of the keys, at which its value is due.
+ones, and the last segment ends with one of the keys, at which its value is due. Or the key is asked
+first, and pairs are told after it.
 
 Ids: 0 to noise - 1 are noise, then keys, then values. State needed: log2(values) bits a pair, more
 for which key is whose.
@@ -61,3 +62,30 @@ def sample(
   asked = jax.random.randint(parts[4], (batch,), 0, pairs)
   ids = ids.at[:, -1, -1].set(keys[rows, asked])
   return Recalls(ids.astype(jnp.int32), values[rows, asked].astype(jnp.int32))
+
+
+def sample_asked(key: jax.Array, batch: int, world: World, *, segment: int, told: int) -> Recalls:
+  """`batch` texts of `1 + told` segments: the first one names a key, at its beginning, and each of
+  the others tells a pair, anywhere in it; one of them is the pair of that key.
+
+  No key is told twice. Who knows one segment's pair only, whichever, is right in a share of
+  `1 / told + (1 - 1 / told) / values`.
+
+  Raises:
+    ValueError: there are fewer keys, or a pair does not fit into a segment.
+  """
+  if not (1 <= told <= world.keys and segment >= 2):
+    raise ValueError(
+      f"told={told} must be from 1 to keys={world.keys}, and segment={segment} at least 2"
+    )
+  parts = jax.random.split(key, 5)
+  ids = jax.random.randint(parts[0], (batch, 1 + told, segment), 0, world.noise)
+  keys = jnp.argsort(jax.random.uniform(parts[1], (batch, world.keys)), axis=1)[:, :told]
+  values = jax.random.randint(parts[2], (batch, told), 0, world.values)
+  keys, values = keys + world.noise, values + world.noise + world.keys
+  rows, order = jnp.arange(batch)[:, None], jnp.arange(1, 1 + told)[None]
+  places = jax.random.randint(parts[3], (batch, told), 0, segment - 1)
+  ids = ids.at[rows, order, places].set(keys).at[rows, order, places + 1].set(values)
+  asked = jax.random.randint(parts[4], (batch, 1), 0, told)
+  ids = ids.at[:, 0, 0].set(keys[rows, asked][:, 0])
+  return Recalls(ids.astype(jnp.int32), values[rows, asked][:, 0].astype(jnp.int32))

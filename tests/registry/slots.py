@@ -9,6 +9,7 @@ import numpy as np
 
 from memjax.core import Context, Memory
 from memjax.slots import (
+  CHIME,
   ELMUR,
   LM2,
   MEMO,
@@ -180,6 +181,14 @@ def _membart(dim=4, heads=1):
   return lambda rngs: MemBART(dim, decoder=decoder, **sizes, rngs=rngs)
 
 
+def _chime(dim=4, heads=2, **options):
+  attention = functools.partial(Attention, heads=1, span="span", capacity=3)
+  given: dict[str, Any] = {"heads": heads, "hidden": dim, **options}
+  return lambda rngs: CHIME(
+    dim, encoder=_layers(attention), context_length=2, answer_length=1, **given, rngs=rngs
+  )
+
+
 def _read_memory(batch, length):
   """Alike in all rows, since the laws permute those of x alone."""
   memory = jax.random.normal(jax.random.key(9), (1, 3, 4))
@@ -312,4 +321,5 @@ ROWS: list[Row] = [
     extras=_places,
     task=Task(make=_sat(16, places=3, chunking="place"), dim=16),
   ),
+  Row("chime", _chime(), dim=4, task=Task(make=_chime(16), dim=16)),
 ]
