@@ -91,8 +91,8 @@ class DifferentiableNeuralComputer(Memory):
     strength: "oneplus", 1 + softplus, or "softplus".
     use_link: False leaves the order of writes out, and reads to content: O(N W) instead of O(N^2)
       a token.
-    remat: None keeps the memory and link matrices of every token for back-propagation; a `Replay`
-      fewer: `Replay(every=64, steps=False)` those of every 64th, and of 64 tokens at a time.
+    remat: None keeps the memory and link matrices of every token for back-propagation; "sqrt" those
+      of about sqrt(T) tokens, and as many at a time, for one more forward pass; or a `Replay`.
 
   Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
   (`inspect`) `read [B, T, R, N]`, `written [B, T, Wr, N]`, `usage [B, T, N]`, `free_gate`,

@@ -69,8 +69,8 @@ class LRUAMemory(Memory):
     hidden: width C of the LSTM, which has no forget bias.
     decay: of the usage.
     write_value: what is written: "separate", the rows a_j; or "key", the keys k_j.
-    remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
-      `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
+    remat: None keeps the memory matrix of every token for back-propagation; "sqrt" that of
+      about sqrt(T) tokens, and as many at a time, for one more forward pass; or a `Replay`.
 
   Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
   (`inspect`) `read` and `written [B, T, R, N]`, `usage [B, T, N]` and `gate [B, T, R]`.

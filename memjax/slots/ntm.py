@@ -85,8 +85,8 @@ class NeuralTuringMachine(Memory):
       name its slots, so that copying need not go on beyond the lengths it was trained on.
     learned_start: the LSTM's first state is trained; zeros otherwise.
     tanh: tanh on keys and added vectors; False leaves them linear.
-    remat: None keeps the memory matrix of every token for back-propagation; a `Replay` fewer:
-      `Replay(every=64, steps=False)` that of every 64th, and of 64 tokens at a time.
+    remat: None keeps the memory matrix of every token for back-propagation; "sqrt" that of
+      about sqrt(T) tokens, and as many at a time, for one more forward pass; or a `Replay`.
 
   Measures (`core.usage`) `read_peak`, `written_peak`, `slots_read` and `slots_written`. Traces
   (`inspect`) `read [B, T, R, N]` and `written [B, T, Wr, N]`; of all heads, reads first, beta, g, s

@@ -95,7 +95,8 @@ class PointerMixtureNetwork(Memory):
     mixture: "exact" or "logits".
     learned_start: the LSTM's first state is trained; zeros otherwise.
     init: every matrix starts uniform in +-init but for the LSTM's.
-    remat: None, or what back-propagation keeps of the steps: a `Replay`.
+    remat: None keeps the window of every token for back-propagation; "sqrt" that of about sqrt(T)
+      tokens, and as many at a time, for one more forward pass; or a `Replay`.
 
   Measures (`core.usage`) `read_peak`, `slots_read` and `switch`, s where an output stands before.
   Traces (`inspect`) `read [B, T, 1, N]`, the last output first, and `switch [B, T]`.

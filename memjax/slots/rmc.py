@@ -90,7 +90,8 @@ class RelationalMemory(Memory):
     mlp_layers: of width W each, ReLU between them.
     rows: n; the input `[D]` is a matrix `[n, D / n]`, each row of it a row of Z.
     project: y_t as above; False: y_t = flatten(M_t), `[B, T, N W]`, and no `out`.
-    remat: None keeps the activations of every token for back-propagation; a `Replay` fewer.
+    remat: None keeps the activations of every token for back-propagation; "sqrt" those of about
+      sqrt(T) tokens at a time, for one more forward pass; or a `Replay`.
 
   Traces (`inspect`) `attention [B, T, H, N, N + n]` of every block (of all rows but in the last),
   `input_gate` and `forget_gate [B, T, N, G]`.
