@@ -174,6 +174,9 @@ CASES = {
     partial(slots.DifferentiableNeuralComputer, 6, out=5, slots=256, width=64, hidden=256),
     floats(43, 6), "256 x 64, 4 reads, LSTM 256, T = 43",
     peer=partial(dnc_peer, 6, 256, 64, 256), name="dnc"),
+  "conformer": Case(
+    partial(slots.ConformerNTM, 256), floats(100, 256),
+    "128 x 20, frames of 256, T = 100"),
   "lrua": Case(
     partial(slots.LRUAMemory, 405, out=5), floats(50, 405),
     "128 x 40, 4 heads, LSTM 200, T = 50"),
@@ -199,6 +202,9 @@ CASES = {
   "lm2": Case(
     lm2, floats(1024, 256),
     "the bank alone: 256 x 256, 8 heads, 4 segments of 256", peer=lm2_peer, name="lm2"),
+  "memoria": Case(
+    partial(slots.Memoria, 768, segment=150), floats(300, 768),
+    "a layer of 768, 50 working, 400 short-term, 2 segments of 150"),
   "elmur": Case(
     partial(slots.ELMUR, 128, heads=2, segment=30), floats(90, 128),
     "2 slots, one layer of 128, 3 segments of 30"),

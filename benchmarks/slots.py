@@ -35,7 +35,7 @@ from memjax.core import join, split  # noqa: E402
 
 CLIP, RATE = 10.0, 1e-3
 LENGTHS = (256, 1024, 4096)
-TOKENS = ("ntm", "dnc", "dnc-large", "lrua", "rmc", "pointer")  # memories that go token by token
+TOKENS = ("ntm", "dnc", "dnc-large", "conformer", "lrua", "rmc", "pointer")  # one loop a token
 
 
 def gradient_step(case: Case):

@@ -62,10 +62,13 @@ def measure(
   if channel.tracing():
     default = (values if valid is None else valid).ndim > 1
     _hand(name, values, default if tokens is None else tokens)
-  _mean(name, values, valid)
+  mean(name, values, valid)
 
 
-def _mean(name: str, values: jax.Array, valid: jax.Array | None) -> None:
+def mean(name: str, values: jax.Array, valid: jax.Array | None = None) -> None:
+  """As `measure`, of values that are not traced, or are traced elsewhere."""
+  if not channel.measuring():
+    return
   values = jax.lax.stop_gradient(values).astype(jnp.float32)
   if valid is None:
     total, count = jnp.sum(values), jnp.float32(values.size)
@@ -93,13 +96,13 @@ def measure_slots(*, valid: jax.Array | None = None, **weights: jax.Array) -> No
   trace(**weights)
   for name, w in weights.items():
     w = jax.lax.stop_gradient(w).astype(jnp.float32)
-    _mean(f"{name}_peak", jnp.max(w, axis=-1), valid)
+    mean(f"{name}_peak", jnp.max(w, axis=-1), valid)
     w = w if valid is None else jnp.where(valid[:, :, None, None], w, 0)
     mass = jnp.sum(w, axis=(1, 2))
     p = mass / jnp.maximum(jnp.sum(mass, axis=-1, keepdims=True), 1e-30)
     entropy = -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
     rows = None if valid is None else jnp.any(valid, axis=1)
-    _mean(f"slots_{name}", jnp.exp(entropy) / w.shape[-1], rows)
+    mean(f"slots_{name}", jnp.exp(entropy) / w.shape[-1], rows)
 
 
 def trace(**values: jax.Array) -> None:

@@ -28,7 +28,7 @@ from memjax.core import (
   select,
   submodules,
 )
-from memjax.core.usage import measure
+from memjax.core.usage import measure, trace_step
 from memjax.slots import engrams as eng
 from memjax.slots import store
 from memjax.slots.memoria_layers import REMINDED, WORKING, Abstractor, Credit, MemoriaRead
@@ -120,7 +120,8 @@ class Memoria(SegmentModel):
   where it starts: the largest is the same.
 
   Measures (`core.usage`), once a segment, `engrams`, `long_term` and `reminded`, how many of them
-  there are, and `life`, the mean of those alive; and what the body does.
+  there are, and `life`, the mean of those alive; and what the body does. Traces
+  (`inspect`) their `kinds` and `lives [B, T / g, E]`, and `reminded_ids`, which were; -1: none.
 
   State: `SegmentState` of a `MemoriaBorder` and a `Reading`: `(E + N + 2 g) D + E^2` numbers and
   the body's.
@@ -278,6 +279,8 @@ def _measure(engrams, reminded, rows):
   measure("long_term", jnp.sum(engrams.kind == eng.LONG, axis=1), rows)
   measure("reminded", jnp.sum(reminded.seen, axis=1), rows)
   measure("life", jnp.sum(engrams.life, axis=1) / jnp.maximum(many, 1), rows)
+  chosen = jnp.where(reminded.seen, reminded.index, -1)
+  trace_step(kinds=engrams.kind, lives=engrams.life, reminded_ids=chosen)
 
 
 def _check_sizes(working, short_term, engrams, remind, depth):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from memjax.core import Fixed, as_state, bounded, channel, leaf, param
 from memjax.core.layers import LayerNorm, Linear
-from memjax.core.usage import measure, measure_slots
+from memjax.core.usage import mean, measure_slots
 from memjax.slots import gates
 from memjax.slots.lm2_updates import uniform
 from memjax.slots.slot_attention import LARGEST, attend, split_heads
@@ -111,8 +111,8 @@ class PMIStep(nnx.Module):
     write, keep = write + self.input_bias[...], keep + self.forget_bias[...]
     if channel.measuring():
       rows = None if valid is None else jnp.any(valid, axis=1)
-      measure("input_gate", jax.nn.sigmoid(write), rows, tokens=False)
-      measure("forget_gate", jax.nn.sigmoid(keep), rows, tokens=False)
+      mean("input_gate", jax.nn.sigmoid(write), rows)  # `gated` traces them
+      mean("forget_gate", jax.nn.sigmoid(keep), rows)
     working = gates.gated(working, z, write, keep, forget_bias=0.0)
     return PMIMemories(working, long_term, memories.filled)
 
