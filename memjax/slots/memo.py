@@ -197,7 +197,8 @@ class MEMO(Memory):
     value_weight: float = 0.5, hops_weight: float = 0.001, **returns,
   ) -> jax.Array:  # fmt: skip
     """The sum of `losses`, `[B]`: `answer + policy_weight policy + value_weight value + hops_weight
-    hops`. More `hops_weight` makes fewer hops; `returns` are `discount` and `horizon`."""
+    hops`. With much `hops_weight` it answers after the first hop before it has learned to use more;
+    `returns` are `discount` and `horizon`."""
     found = self.losses(question, answer, state, key=key, **returns)
     policy, value, hops = found.halting
     return found.answer + policy_weight * policy + value_weight * value + hops_weight * hops

@@ -1,5 +1,6 @@
 """MEMO against its equations restated, and its behaviour as a store."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from memjax.core import Context, channel, join, split
+from memjax.core.state import select
 from memjax.core.usage import measured
 from memjax.slots import MEMO, EndToEndMemoryNetwork
 from tests.golden import memo as golden_memo
@@ -42,48 +44,78 @@ def write(net, items, state, valid=None):
   return net.write(items, state, valid=valid)
 
 
-@pytest.mark.golden
-def test_equals_the_equations_restated():
+def small():
+  """The network of the golden script, its golden arrays, and a function that differentiates it."""
   g, golden = golden_memo, dict(np.load(GOLDEN))
   net = make(g.VOCAB, g.DIM, slots=g.SLOTS, hops=g.HOPS, policy=g.WIDTH, temporal=True)
   drawn, rest = split(net)
   params = {k: jnp.asarray(golden[f"value|{k}"]) for k in drawn}
   ids = {k: jnp.asarray(golden[f"ids|{k}"]) for k in ("facts", "question", "answer")}
-  stored = jnp.arange(g.SLOTS)[None] < jnp.asarray(g.COUNT)[:, None]
   terms = {"discount": g.DISCOUNT, "horizon": g.HORIZON}
-  weights = dict(zip(("policy_weight", "value_weight", "hops_weight"), g.WEIGHTS, strict=True))
 
-  @jax.jit
-  def losses(params):
+  def loss(params, stored, weights):
     net = join(params, rest)
     state = net.write(ids["facts"], net.init_state(2), valid=stored)
     found = net.losses(ids["question"], ids["answer"], state, **terms)
-    return net.loss(ids["question"], ids["answer"], state, **terms, **weights).sum(), found
+    watched = sum(w * a for w, a in zip(weights, found.halting, strict=True))
+    return jnp.sum(found.answer + watched), found
 
-  (total, found), grads = jax.value_and_grad(losses, has_aux=True)(params)
+  return params, golden, jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+SMALL = functools.cache(small)
+STORED = np.arange(golden_memo.SLOTS) < np.reshape(golden_memo.COUNT, (2, 1))
+
+
+@pytest.mark.golden
+def test_equals_the_equations_restated():
+  params, golden, differentiate = SMALL()
+  (total, found), grads = differentiate(params, STORED, golden_memo.WEIGHTS)
   columns = (found.answer, *found.halting, found.hops)
   np.testing.assert_allclose(jnp.stack(columns, 1), golden["losses"], rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(found.right, [True, False])
-  np.testing.assert_allclose(total, np.sum(golden["losses"][:, :4] @ (1, *g.WEIGHTS)), rtol=1e-5)
+  expected = np.sum(golden["losses"][:, :4] @ (1, *golden_memo.WEIGHTS))
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
   for key, grad in grads.items():
     expected = golden[f"grad|{key}"]
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def test_the_policy_and_the_network_have_no_gradient_in_common():
+  params, _, differentiate = SMALL()
+  with_policy = differentiate(params, STORED, (1.0, 1.0, 1.0))[1]
+  without = differentiate(params, STORED, (0.0, 0.0, 0.0))[1]
+  for name in params:
+    assert jnp.abs(with_policy[name]).max() > 0, name
+    if name.startswith("policy/"):  # the answer's loss adds nothing,
+      assert (without[name] == 0).all(), name
+    else:  # and nor do the policy's, to the last bit
+      np.testing.assert_array_equal(without[name], with_policy[name], name)
+
+
+def test_the_padding_item_and_empty_memories():
+  params, _, differentiate = SMALL()
+  for stored in (STORED, np.zeros_like(STORED)):
+    (total, _), grads = differentiate(params, stored, golden_memo.WEIGHTS)
+    assert jnp.isfinite(total)
+    for name, grad in grads.items():
+      assert jnp.isfinite(grad).all(), name
+    assert (grads["facts/table"][0] == 0).all()
+
+
 def test_a_call_asks_each_fact_and_then_stores_it():
   net, length = make(temporal=True), 9
-  x, rng = facts(1, length), np.random.default_rng(2)
-  question, valid = rng.random((1, length)) < 0.3, rng.random((1, length)) < 0.8
-  reset = rng.random((1, length)) < 0.2
+  x, rng = facts(2, length), np.random.default_rng(2)
+  question, valid, reset = (rng.random((2, length)) < rate for rate in (0.3, 0.8, 0.2))
   context = Context(tokens={"question": jnp.asarray(question)})
-  y, last = run(net, x, net.init_state(1), reset, valid, context)
-  state = net.init_state(1)
+  y, last = run(net, x, net.init_state(2), reset, valid, context)
+  state, empty = net.init_state(2), net.init_state(2)
   for t in range(length):
-    state = net.init_state(1) if reset[0, t] else state
-    if valid[0, t]:
-      np.testing.assert_allclose(y[:, t], read(net, x[:, t], state), rtol=1e-4, atol=1e-5)
-      state = write(net, x[:, t : t + 1], state, ~question[:, t : t + 1])
+    state = select(jnp.asarray(reset[:, t]), empty, state)
+    expected = read(net, x[:, t], state)
+    np.testing.assert_allclose(y[valid[:, t], t], expected[valid[:, t]], rtol=1e-4, atol=1e-5)
+    state = write(net, x[:, t : t + 1], state, (valid & ~question)[:, t : t + 1])
   jax.tree.map(np.testing.assert_array_equal, last, state)
 
 
@@ -139,27 +171,6 @@ def test_one_hop_of_one_head_is_a_hop_of_a_memn2n():
   np.testing.assert_allclose(got[:, 1:], expected[:, 1:], rtol=1e-5, atol=1e-6)
 
 
-def test_the_policy_and_the_network_have_no_gradient_in_common():
-  net = make()
-  params, rest = split(net)
-  question, answer = facts(8, seed=1), jnp.asarray(np.arange(8) % VOCAB)
-
-  @jax.jit
-  def grads(params):
-    def losses(params):
-      net = join(params, rest)
-      found = net.losses(question, answer, net.write(facts(8, SLOTS), net.init_state(8)))
-      return found.answer.sum(), sum(a.sum() for a in found.halting)
-
-    return jax.jacrev(losses)(params)
-
-  of_answer, of_halting = grads(params)
-  for name in params:
-    mine, other = (of_halting, of_answer) if name.startswith("policy/") else (of_answer, of_halting)
-    assert jnp.abs(mine[name]).max() > 0, name
-    assert (other[name] == 0).all(), name
-
-
 def test_one_hot_vectors_are_read_as_their_ids():
   ids, vectors = make(), make(vectors=True)
   params, rest = split(ids)
@@ -177,10 +188,19 @@ def test_without_a_policy_all_hops_are_made():
   params, _ = split(fixed)
   whole, rest = split(make())
   state = write(fixed, facts(2, SLOTS), fixed.init_state(2))
-  losses = jax.jit(lambda net: net.losses(questions, jnp.asarray([1, 2]), state))
-  found = [losses(fixed)]
-  for bias in (-99.0, 99.0):
-    found += [losses(join(whole | params | {"policy/halt_out/bias": jnp.full(1, bias)}, rest))]
+
+  @jax.jit
+  def losses(net):
+    given = questions, jnp.asarray([1, 2]), state
+    return net.losses(*given), net.loss(*given, policy_weight=2, value_weight=3, hops_weight=4)
+
+  made = [losses(fixed)]
+  for bias in (-1.0, 1.0):
+    made += [losses(join(whole | params | {"policy/halt_out/bias": jnp.full(1, bias)}, rest))]
+  found = [of for of, _ in made]
+  for of, total in made:
+    policy, value, hops = of.halting
+    np.testing.assert_allclose(total, of.answer + 2 * policy + 3 * value + 4 * hops, rtol=1e-5)
   np.testing.assert_allclose(found[0].answer, found[1].answer, rtol=1e-5)
   assert jnp.abs(found[2].answer - found[1].answer).max() > 1e-3
   assert [f.hops.tolist() for f in found] == [[3, 3], [3, 3], [1, 1]]
@@ -206,29 +226,14 @@ def test_dropout_and_hops_are_drawn_with_a_key():
   assert 1 < found[""]["hops"].value < 3
 
 
-def test_the_padding_item_and_empty_memories():
-  net, question = make(temporal=True), facts(2, seed=1)
-  params, rest = split(net)
-
-  @jax.jit
-  @jax.grad
-  def loss(params, valid):
-    net = join(params, rest)
-    state = net.write(facts(2, SLOTS).at[:, :, 1].set(0), net.init_state(2), valid=valid)
-    return net.loss(question, jnp.asarray([1, 2]), state).sum()
-
-  for stored in (True, False):
-    for name, grad in loss(params, jnp.full((2, SLOTS), stored)).items():
-      assert jnp.isfinite(grad).all(), name
-      assert name != "facts/table" or (grad[0] == 0).all()
-
-
 def test_an_id_out_of_range_is_nan_where_it_is_read():
-  net, items = make(), facts(2, 2).at[0, 1, 0].set(VOCAB)
-  y, state = run(net, items, net.init_state(2))
-  after = read(net, facts(2, seed=1), state)
-  assert jnp.isfinite(y[:, 0]).all() and jnp.isnan(y[0, 1]).all()
-  assert jnp.isnan(after[0]).all() and jnp.isfinite(after[1]).all()
+  net, items, none = make(temporal=True), facts(2, 9).at[0, 1, 0].set(VOCAB), np.zeros((2, 9), bool)
+  context = Context(tokens={"question": jnp.asarray(none)})
+  y, _ = run(net, items, net.init_state(2), none, ~none, context)
+  # It is asked at 1, and in the memory until three facts came after it.
+  bad = np.isin(np.arange(9), (1, 2, 3, 4))
+  np.testing.assert_array_equal(jnp.isnan(y[0]).all(axis=-1), bad)
+  assert jnp.isfinite(y[1]).all() and jnp.isfinite(y[0, ~bad]).all()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Training:
     self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     self.carry, self.done = (self.params, self.optimizer.init(self.params)), 0
     self.steps, self.test = jax.jit(self._steps), jax.jit(self._test, static_argnums=2)
+    self.hops = jax.jit(self._hops)
 
   def _told(self, net, key, distance):
     episodes = pai.sample(key, self.batch, self.world, distance=distance)
@@ -59,6 +60,15 @@ class Training:
     episodes, question, state = self._told(net, key, distance)
     options = jnp.take_along_axis(net.read(question, state), episodes.question[:, 1:], axis=1)
     return jnp.mean(jnp.argmax(options, axis=1) == episodes.side)
+
+  def _hops(self, params, key):
+    net = join(params, self.rest)
+    episodes, question, state = self._told(net, key, None)
+    return jnp.mean(net.losses(question, episodes.answer, state).hops)
+
+  def made(self):
+    """After how many hops it answers, on average over all questions."""
+    return float(np.mean([self.hops(self.carry[0], jax.random.key(k)) for k in range(10)]))
 
   def run(self, steps, hops_weight=0.001):
     for _ in range(steps // CHUNK):
@@ -97,3 +107,19 @@ def test_direct_and_indirect_questions():
     print(f"{hops} hops: direct {found[hops][0]:.3f}, indirect {found[hops][1]:.3f}")
   assert min(found[3]) > 0.95
   assert found[1][0] > 0.95 and found[1][1] < 0.6
+
+
+@pytest.mark.slow
+def test_dearer_hops_are_fewer():
+  """Nothing is lost on direct questions; where hops cost little, the indirect ones are solved."""
+  found = {}
+  for hops_weight in (0.001, 0.1):
+    trained = Training(pai.World(), rate=3e-3, steps=4000, hops=4, policy=16, halt_bias=-3.0)
+    trained.run(4000, hops_weight)
+    scores = [trained.score(distance) for distance in (1, 2)]
+    found[hops_weight] = (*scores, trained.made())
+    text = "hops at {}: direct {:.3f}, indirect {:.3f}, {:.2f} hops"
+    print(text.format(hops_weight, *found[hops_weight]))
+  (direct, indirect, many), (same, _, few) = found.values()
+  assert min(direct, same) > 0.98 and indirect > 0.95
+  assert few < many - 1
