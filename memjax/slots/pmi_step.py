@@ -92,8 +92,8 @@ class PMIStep(nnx.Module):
 
   def look(self, rows, told, mask=None, top_k: int | None = None):
     """What rows `[B, T, D]` find by attention, `[B, T, D]` float32, and weights `[B, T, H, S]`."""
-    query = split_heads(self.query(rows), self.heads)
-    found, weights = attend(query, *told, mask, scale=1.0, top_k=top_k)
+    query, (keys, values) = split_heads(self.query(rows), self.heads), told
+    found, weights = attend(query, keys, values, mask, scale=1.0, top_k=top_k)
     return found.reshape(*found.shape[:2], -1), weights
 
   def write(self, tokens, memories: PMIMemories, valid=None) -> PMIMemories:
