@@ -158,6 +158,12 @@ def memformer(rngs):
   return LanguageModel(256, 128, body=body, rngs=rngs)
 
 
+def chime(rngs):
+  layers = [partial(Attention, heads=4, span="span"), FeedForward]
+  given = {"encoder": partial(Stack, pattern=layers, repeats=4), "hidden": 1024}
+  return slots.CHIME(256, context_length=164, answer_length=84, **given, rngs=rngs)
+
+
 def lm2(rngs):
   return slots.LM2(256, slots=256, variant="code", rngs=rngs)
 
@@ -202,6 +208,19 @@ CASES = {
   "lm2": Case(
     lm2, floats(1024, 256),
     "the bank alone: 256 x 256, 8 heads, 4 segments of 256", peer=lm2_peer, name="lm2"),
+  "memo": Case(
+    partial(slots.MEMO, 180, 128, slots=50, items=8), ids(180, 51, 8),
+    "50 facts of 8 items, 4 heads, 10 hops of 128", run=ask),
+  "sat": Case(
+    partial(slots.SpatiallyAwareTransformer, 128, capacity=256), floats(257, 128),
+    "256 entries in chunks of 32, 4 layers of 128",
+    run=lambda store, x: store.read(x[:, -1:], store.write(x[:, :-1], store.init_state(BATCH)))),
+  "pmi": Case(
+    partial(slots.PMI, 256, segment=64), floats(256, 256),
+    "8 slots and 5 layers of them, a layer of 256, 4 segments of 64"),
+  "chime": Case(
+    chime, floats(496, 256),
+    "2 passages of 164 + 84, an encoder of 4 layers of 256"),
   "memoria": Case(
     partial(slots.Memoria, 768, segment=150), floats(300, 768),
     "a layer of 768, 50 working, 400 short-term, 2 segments of 150"),
