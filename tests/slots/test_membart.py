@@ -27,8 +27,8 @@ decoder = functools.partial(Stack, pattern=[attention, read])
 
 
 def make(**options):
-  given: dict[str, Any] = {"segment": G, "slots": N, "layers": 2, "heads": 2, "hidden": 6}
-  return MemBART(D, **({"decoder": decoder} | given | options), rngs=nnx.Rngs(0))
+  given: dict[str, Any] = {"decoder": decoder, "segment": G, "slots": N, "layers": 2, "heads": 2}
+  return MemBART(D, **(given | {"hidden": 6} | options), rngs=nnx.Rngs(0))
 
 
 def draw(seed, *shape):
