@@ -157,13 +157,11 @@ def _memformer(dim=4, heads=1, **options):
 
 
 def _memoria(dim=4, **options):
-  body = _layers(
-    functools.partial(Attention, heads=1, capacity=2),
-    functools.partial(MemoriaRead, heads=2, init_std=0.3),
-  )
-  small: dict[str, Any] = {"working": 2, "short_term": 2, "engrams": 6, "remind": (2, 2)}
+  """A layer: with more of a body it is run as `Memformer` is."""
+  read = functools.partial(MemoriaRead, heads=2, init_std=0.3)
+  small: dict[str, Any] = {"working": 1, "short_term": 1, "engrams": 3, "remind": (1, 1)}
   options = small | {"depth": 1, "life": 3.0, "init_std": 0.3} | options
-  return lambda rngs: Memoria(dim, body=body, segment=2, **options, rngs=rngs)
+  return lambda rngs: Memoria(dim, body=read, segment=2, **options, rngs=rngs)
 
 
 def _engrams(batch, length):
