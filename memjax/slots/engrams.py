@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from memjax.core import as_state, leaf
+from memjax.core import as_state, bounded, leaf
 from memjax.slots import store
 
 NONE, WORKING, SHORT, LONG = 0, 1, 2, 3
@@ -57,7 +57,7 @@ def add(engrams: Engrams, items: jax.Array, life: float) -> Engrams:
   Where places are missing, the long-term engrams with the least life make room, of equals the
   oldest; short-term engrams and items must fit without them.
   """
-  items, new = jax.lax.stop_gradient(items).astype(jnp.float32), items.shape[1]
+  items, new = _values(items), items.shape[1]
   missing = new - jnp.sum(engrams.kind == NONE, axis=1, dtype=jnp.int32)
   engrams = forget(engrams, _weakest(engrams, missing))
   free = engrams.kind == NONE
@@ -86,9 +86,8 @@ def remind(
   Near is a small mean over the items of |item - engram|^2: up to a constant, the distance from the
   items' mean.
   """
-  data, items = jax.lax.stop_gradient((engrams.data, items))
-  middle = jnp.mean(items.astype(jnp.float32), axis=1, keepdims=True)
-  near = -jnp.sum(jnp.square(data - middle), axis=-1)
+  middle = jnp.mean(_values(items), axis=1, keepdims=True)
+  near = -jnp.sum(jnp.square(_values(engrams.data) - middle), axis=-1)
   short_index, short_seen = _nearest(near, engrams.kind == SHORT, short)
   found = _walk(engrams, short_index, short_seen, depth, key)
   long_index, long_seen = _nearest(near, found, long)
@@ -132,6 +131,11 @@ def forget(engrams: Engrams, gone: jax.Array) -> Engrams:
 def marked(index: jax.Array, seen: jax.Array, size: int) -> jax.Array:
   """Which of `size` places are among `index [B, K]` where `seen [B, K]`: `[B, E] bool`."""
   return jnp.any(_where(index, seen, size), axis=1)
+
+
+def _values(a) -> jax.Array:
+  """`a` without gradient, such that its squares are finite."""
+  return bounded(jax.lax.stop_gradient(a).astype(jnp.float32), 1e15)
 
 
 def _where(index, seen, size):

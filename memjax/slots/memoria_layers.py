@@ -43,7 +43,8 @@ class Abstractor(nnx.Module):
     init = nnx.initializers.normal(init_std)
     make = {"bias": True, "init": init, "param_dtype": param_dtype, "rngs": rngs}
     self.query = param(rngs, init, (slots, dim), axes=("slots", "embed"), dtype=param_dtype)
-    self.key, self.value = (Linear(dim, dim, axes=("embed", "heads"), **make) for _ in range(2))
+    # One head is not cut. (Were it, jax 0.10.2 would mix up rows in the gradient of `value`.)
+    self.key, self.value = (Linear(dim, dim, axes=("embed", "kv"), **make) for _ in range(2))
     self.up = Linear(dim, 4 * dim, axes=("embed", "mlp"), **make)
     self.down = Linear(4 * dim, dim, axes=("mlp", "embed"), **make)
 
@@ -54,7 +55,7 @@ class Abstractor(nnx.Module):
     )
     q, k, v = (split_heads(a, 1) for a in (query, self.key(h), self.value(h)))
     found, _ = attend(q, k, v, seen[:, None, :], scale=1.0)
-    return bounded(self.down(self.up(found[:, :, 0])), LARGEST)
+    return self.down(self.up(found[:, :, 0]))
 
 
 class MemoriaRead(Memory):
