@@ -311,13 +311,12 @@ ROWS: list[Row] = [
     task=Task(make=_memo_vectors, dim=16, learning_rate=3e-3),
   ),
   Row("slot-read", lambda rngs: SlotRead(4, heads=2, rngs=rngs), dim=4, extras=_read_memory),
-  Row("sat", _sat(), dim=4, task=Task(make=_sat(16), dim=16)),
   Row(
-    "sat-places",
-    _sat(places=3, policy="place", chunking="place", place="fourier"),
+    "sat",
+    _sat(places=3, chunking="place", place="fourier"),
     dim=4,
     extras=_places,
-    task=Task(make=_sat(16, places=3, chunking="place"), dim=16),
+    task=Task(make=_sat(16, places=3), dim=16),
   ),
   Row("chime", _chime(), dim=4, task=Task(make=_chime(16), dim=16)),
 ]

@@ -11,8 +11,8 @@ from memjax.core import join, split
 from memjax.slots import AdaptiveMemoryAllocator
 
 
-def make(tasks=3, **options):
-  return AdaptiveMemoryAllocator(tasks, **({"hidden": 16} | options), rngs=nnx.Rngs(0))
+def make(**options):
+  return AdaptiveMemoryAllocator(3, **({"hidden": 16} | options), rngs=nnx.Rngs(0))
 
 
 def test_values_and_loss_follow_the_formulas():
@@ -31,7 +31,7 @@ def test_values_and_loss_follow_the_formulas():
 
 
 def test_epsilon_is_the_share_of_random_choices():
-  chooser = make(1)
+  chooser = make()
   task = jnp.zeros(4000, jnp.int32)
   choose = jax.jit(lambda epsilon: chooser.choose(task, epsilon=epsilon, key=jax.random.key(0)))
   drawn, best = np.asarray(choose(0.4)), int(choose(0.0)[0])
@@ -55,6 +55,7 @@ def test_it_and_the_memory_get_no_gradient_of_each_others_loss():
   assert any((g != 0).any() for g in of_values[0].values()) and (of_values[1] == 0).all()
 
 
+@pytest.mark.slow
 def test_it_learns_the_best_policy_of_every_task():
   """Noisy rewards; without exploration it stays with the first that it likes."""
   rewards = jnp.asarray(

@@ -160,13 +160,6 @@ def test_reads_are_told_by_entry():
       np.testing.assert_array_equal(np.flatnonzero(told[b, i, 0]), sorted(read_of - {6}))
 
 
-def test_the_order_of_chunks_of_one_entry_means_nothing():
-  reader, (q, entries) = make(3), drawn(size=1)
-  y, _ = read(reader, q, chunked(entries))
-  other, _ = read(reader, q, chunked(entries[:, ::-1]))
-  np.testing.assert_allclose(y, other, rtol=1e-5, atol=1e-6)
-
-
 def test_bad_options_are_named():
   with pytest.raises(ValueError, match="heads=3 does not divide dim=4"):
     chunk_read.ChunkRead(DIM, heads=3, top_k=1, rngs=nnx.Rngs(0))

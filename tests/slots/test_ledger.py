@@ -71,19 +71,19 @@ def test_long_streams_keep_what_the_authors_keep(policy):
 
 
 def test_groups_have_equal_shares_and_keep_their_last():
-  places = np.random.default_rng(0).integers(0, 4, (3, 30))
-  group = np.asarray([0, 1, 1, 0])
-  found = come(places, POLICIES.index("place"), 6, 4, group=group).after.ledger
+  places, group = np.random.default_rng(0).integers(0, 4, (4, 12)), np.asarray([0, 1, 1, 0])
+  found = come(places, POLICIES.index("place"), 4, 4, group=group).after.ledger
   for row, times in zip(places, kept(found), strict=True):
-    expected = [np.flatnonzero(group[row] == g)[-3:] for g in (0, 1)]
+    expected = [np.flatnonzero(group[row] == g)[-2:] for g in (0, 1)]
     np.testing.assert_array_equal(times, np.sort(np.concatenate(expected)))
 
 
 def test_what_an_item_sees_is_what_was_stored_before_it():
   rng = np.random.default_rng(1)
-  places, policy = rng.integers(0, 3, (4, 12)), rng.integers(0, 5, (4, 12))
+  places, policy = rng.integers(0, 4, (4, 12)), rng.integers(0, 5, (4, 12))
+  options = {"capacity": 4, "count": 4, "group": np.asarray([0, 1, 1, 0])}
   stored, reset = rng.random((4, 12)) < 0.7, rng.random((4, 12)) < 0.2
-  found = come(places, policy, 4, 3, stored=stored, reset=reset)
+  found = come(places, policy, **options, stored=stored, reset=reset)
   for t in (3, 8, 11):  # the items from the last reset on, alone
     for row in range(4):
       first = np.flatnonzero(reset[row, : t + 1])
@@ -92,8 +92,8 @@ def test_what_an_item_sees_is_what_was_stored_before_it():
       if first == t:
         assert (found.before.ledger.times[row, t] < 0).all()
         continue
-      pad = [np.pad(a, ((0, 0), (0, 12 - a.shape[1]))) for a in alone]
-      other = come(pad[0], pad[1], 4, 3, stored=pad[2]).after
+      pad = [np.tile(np.pad(a, ((0, 0), (0, 12 - a.shape[1]))), (4, 1)) for a in alone]
+      other = come(pad[0], pad[1], **options, stored=pad[2]).after
       np.testing.assert_array_equal(found.before.ledger.times[row, t], other.ledger.times[0])
       filled = np.asarray(other.ledger.filled[0])
       source = np.asarray(found.before.source[row, t]) - first

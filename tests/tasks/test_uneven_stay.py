@@ -8,26 +8,23 @@ import pytest
 from memjax.slots import ledger
 from memjax.tasks import uneven_stay
 
+ROWS, STAYS = 200, (2, 1, 3, 9)
 sample = jax.jit(uneven_stay.sample, static_argnums=(1, 2))
 
 
 def test_every_place_is_visited_once_for_its_stay():
-  stays = (2, 1, 4)
-  rows = jax.device_get(sample(jax.random.key(0), 50, stays))
-  assert rows.thing.shape == rows.place.shape == (50, 7)
-  np.testing.assert_array_equal(np.sort(rows.place[:, [0, 2, 3]], axis=1), [[0, 1, 2]] * 50)
-  starts = np.repeat([0, 2, 3], stays)
+  rows = jax.device_get(sample(jax.random.key(0), ROWS, STAYS))
+  assert rows.thing.shape == rows.place.shape == (ROWS, 15)
+  np.testing.assert_array_equal(np.sort(rows.place[:, [0, 2, 3, 6]], axis=1), [range(4)] * ROWS)
+  starts = np.repeat([0, 2, 3, 6], STAYS)
   for a in (rows.place, rows.thing):
     np.testing.assert_array_equal(a, a[:, starts])
-  for row in range(50):
+  for row in range(ROWS):
     seen = np.flatnonzero(rows.place[row] == rows.asked[row])
-    assert rows.answer[row] == rows.thing[row, seen[-1]] and rows.since[row] == 6 - seen[-1]
-  assert set(rows.asked) == {0, 1, 2} and set(rows.thing.ravel()) == {0, 1, 2, 3}
+    assert rows.answer[row] == rows.thing[row, seen[-1]] and rows.since[row] == 14 - seen[-1]
+  assert set(rows.asked) == {0, 1, 2, 3} and set(rows.thing.ravel()) == {0, 1, 2, 3}
   with pytest.raises(ValueError, match=r"stays=\[2, 0\]"):
     uneven_stay.sample(jax.random.key(0), 1, (2, 0))
-
-
-ROWS = 200
 
 
 @jax.jit
@@ -45,7 +42,7 @@ def kept(places, policy):
 
 
 def test_a_long_last_stay_fills_one_queue_but_not_those_of_other_places():
-  rows = sample(jax.random.key(0), ROWS, (2, 1, 3, 9))
+  rows = sample(jax.random.key(0), ROWS, STAYS)
   there = np.asarray(rows.place == rows.asked[:, None])
   of_each, of_one = ((kept(rows.place, p) & there).any(axis=1) for p in ("place", "fifo"))
   assert of_each.all()
