@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments import flops
 from memjax.parametric import MemoryPlus, ProductKeyMemory, value_pool
-from memjax.slots import ELMUR, LM2, ConformerNTM, NeuralTuringMachine, RelationalMemory
+from memjax.slots import ELMUR, LM2, PMI, ConformerNTM, NeuralTuringMachine, RelationalMemory
 from memjax.transformer import Attention, FeedForward, LanguageModel, Rotary, Stack, rope_scaling
 
 QK_NORM = {"none": False, "query": "query", "both": True}
@@ -77,14 +77,21 @@ def _elmur(model):
   )
 
 
+def _pmi(model):
+  return functools.partial(
+    PMI, segment=model.memory_segment, slots=model.memory_slots, heads=model.memory_heads
+  )
+
+
 MEMORIES = {
   "memory_plus": _memory_plus, "product_keys": _product_keys, "ntm": _ntm, "rmc": _rmc, "lm2": _lm2,
-  "elmur": _elmur, "conformer_ntm": _conformer_ntm,
+  "elmur": _elmur, "pmi": _pmi, "conformer_ntm": _conformer_ntm,
 }  # fmt: skip
 # Where they stand in a block of attention and feed-forward, if not in place of the latter.
 PLACES = {
   "lm2": lambda made, attention, feed: (functools.partial(made, attention=attention), feed),
   "elmur": lambda made, attention, feed: (made,),
+  "pmi": lambda made, attention, feed: (made, feed),
   "conformer_ntm": lambda made, attention, feed: (attention, feed, made),
 }
 
@@ -122,8 +129,8 @@ def build(model, vocab: int, *, memory: str, seed: int) -> LanguageModel:
   Args:
     model: the recipe's `model` part.   vocab: number of tokens.   seed: of the initial parameters.
     memory: a name in `MEMORIES`, put in place of the feed-forward of `model.memory_layers`; "lm2"
-      goes around their attention instead, "elmur" is the whole block, "conformer_ntm" follows it;
-      "none": the dense twin.
+      goes around their attention, "pmi" takes its place, "elmur" is the whole block and
+      "conformer_ntm" follows it; "none": the dense twin.
 
   Raises:
     ValueError: an unknown memory, a layer that is not there, or a bad scaling of positions.

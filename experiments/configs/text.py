@@ -49,7 +49,7 @@ def get_config() -> config_dict.ConfigDict:
   model.tied = False
   model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
   model.remat = ""  # "" | dots | full | offload: what the blocks keep for back-propagation
-  # memory_plus | product_keys | ntm | rmc | lm2 | elmur | conformer_ntm | none
+  # memory_plus | product_keys | ntm | rmc | lm2 | elmur | pmi | conformer_ntm | none
   model.memory = "memory_plus"
   model.memory_layers = (2,)  # blocks whose feed-forward it replaces; see `models.build`
   model.memory_keys = 128  # per half: keys^2 values
@@ -59,10 +59,10 @@ def get_config() -> config_dict.ConfigDict:
   model.memory_query_norm = "rms"  # product_keys: batch | layer | rms | none
   model.memory_qk_norm = "query"  # memory_plus: query | both | none
   model.table_dtype = "float32"  # of memory_plus' values: float32 | bfloat16, rounded by chance
-  model.memory_slots = 32  # ntm, rmc, lm2, elmur, conformer_ntm
+  model.memory_slots = 32  # of all from ntm on
   model.memory_slot_width = 16  # ntm, conformer_ntm; of a head: rmc
-  # lm2, elmur: tokens between two writes; these are also evaluated reset as often, as are ntm, rmc
-  # and conformer_ntm; divides sequence_length
+  # lm2, elmur, pmi: tokens between two writes; all from ntm on are also evaluated reset as often;
+  # divides sequence_length
   model.memory_segment = 64
 
   config.optimizer = optimizer = config_dict.ConfigDict()
@@ -87,6 +87,7 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation = evaluation = config_dict.ConfigDict()
   evaluation.every = 100
   evaluation.tokens = 65_536  # of the validation text, during training
+  evaluation.usage_tokens = 8_192  # of these: how memories are used; 0: not measured
   evaluation.final_tokens = 262_144
 
   config.checkpoint = checkpoint = config_dict.ConfigDict()
@@ -98,7 +99,9 @@ def get_config() -> config_dict.ConfigDict:
   sample.prompt = "def "
   sample.tokens = 300
   sample.temperature = 0.7
-  sample.evaluation_tokens = 100  # of the sample at each evaluation; 0: none
+  sample.evaluation_tokens = (
+    0  # of a sample at each evaluation; 0: one at the end, of sample.tokens
+  )
   meshes.add_fields(config)  # config.mesh, config.rules
   metrics.add_fields(config)  # config.wandb, config.profile
   return config

@@ -8,7 +8,7 @@ import numpy as np
 from experiments import cli, distributed, meshes, models, plots, runs, usage
 from experiments.console import console, table
 from experiments.held_out import RESET, HeldOut
-from experiments.metrics import WATCHING, read
+from experiments.metrics import WATCHING, Samples, read
 from experiments.watch import Watch, continuation
 from memjax import training
 
@@ -81,9 +81,11 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
 
   def evaluate(state):
     watch.sample(state)
-    batches = map(held_out.place, held_out.batches(max_tokens=config.evaluation.tokens))
-    used = usage.memory_usage(state.model, batches)
-    return held_out(state, config.evaluation.tokens) | used
+    found = held_out(state, config.evaluation.tokens)
+    if memory == "none" or not config.evaluation.usage_tokens:
+      return found
+    batches = map(held_out.place, held_out.batches(max_tokens=config.evaluation.usage_tokens))
+    return found | usage.memory_usage(state.model, batches)
 
   with (
     training.Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
@@ -129,10 +131,12 @@ def profiling(config, folder: pathlib.Path):
 
 def report(config, corpus, workdir: pathlib.Path, trained: list[Trained]) -> None:
   """Prints and writes the table of models, the picture of their curves, and a sample of text."""
-  model, tokens = trained[0].model, config.sample.tokens
-  sample = config.sample.prompt + continuation(config, corpus, model, tokens)  # by all processes
+  first, prompt = trained[0], config.sample.prompt
+  sample = continuation(config, corpus, first.model, config.sample.tokens)  # by all processes
   if not distributed.first():
     return
+  Samples(workdir / first.name, start=config.steps - 1).write(config.steps, prompt, sample)
+  sample = prompt + sample
   rows = []
   for result in trained:
     model = meshes.for_few_rows(config, result.model)

@@ -7,13 +7,14 @@ import pytest
 
 from experiments import models, runs
 from experiments.configs import text
-from memjax.slots import ELMUR, LM2, ConformerNTM, RelationalMemory
+from memjax.slots import ELMUR, LM2, PMI, ConformerNTM, RelationalMemory
 from memjax.transformer import Attention, FeedForward
 
 KINDS = {
   "rmc": (Attention, RelationalMemory),
   "lm2": (LM2, FeedForward),
   "elmur": (ELMUR,),
+  "pmi": (PMI, FeedForward),
   "conformer_ntm": (Attention, FeedForward, ConformerNTM),
 }
 
@@ -29,8 +30,8 @@ def test_a_slot_memory_of_a_recipe(name):
   [memory] = [
     layer.memory for layer in model.body.layers.values() if type(layer.memory) not in usual
   ]
-  assert memory.slots == recipe.memory_slots
-  assert model.granularity == (recipe.memory_segment if name in ("lm2", "elmur") else 1)
+  assert (memory.step if name == "pmi" else memory).slots == recipe.memory_slots
+  assert model.granularity == (recipe.memory_segment if name in ("lm2", "elmur", "pmi") else 1)
   aligned = runs.rows(text.get_config(), model).get("align", 1)
   assert aligned == model.granularity  # documents begin at its segments' borders
   if name == "lm2":
