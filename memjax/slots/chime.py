@@ -21,6 +21,7 @@ from memjax.core import (
   Replay,
   as_state,
   bounded,
+  channel,
   checks,
   clean,
   leaf,
@@ -28,11 +29,11 @@ from memjax.core import (
   select,
   submodules,
 )
-from memjax.core.layers import LayerNorm, Linear, dropout
+from memjax.core.layers import Linear, dropout
 from memjax.core.replay import as_replay
 from memjax.core.usage import measure, measure_slots
 from memjax.slots.segment_model import Encoded
-from memjax.slots.slot_attention import LARGEST, attend, split_heads
+from memjax.slots.slot_attention import LARGEST, PostNorm
 
 
 @as_state
@@ -70,17 +71,10 @@ class GatedRows(nnx.Module):
     self, dim: int, *, name: str, heads: int, hidden: int, dropout: float, param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):  # fmt: skip
-    self.name, self.heads, self.dropout = name, heads, dropout
+    self.name, self.dropout = name, dropout
     make = {"param_dtype": param_dtype, "rngs": rngs}
-    linear = {"bias": True, **make}
-    self.query, self.key, self.value = (
-      Linear(dim, dim, axes=("embed", "heads"), **linear) for _ in range(3)
-    )
-    self.out = Linear(dim, dim, axes=("heads", "embed"), **linear)
-    self.up = Linear(dim, hidden, axes=("embed", "mlp"), **linear)
-    self.down = Linear(hidden, dim, axes=("mlp", "embed"), **linear)
-    self.norms = nnx.List([LayerNorm(dim, **make) for _ in range(2)])
-    self.gate = Linear(2 * dim, 1, axes=("embed", "memory"), **linear)
+    self.look = PostNorm(dim, heads=heads, hidden=hidden, activation="relu", **make)
+    self.gate = Linear(2 * dim, 1, bias=True, axes=("embed", "memory"), **make)
 
   def __call__(self, memory: Encoded, h, at, others: Encoded, key=None):
     """The new rows of tokens, all rows, and how tokens look at the others.
@@ -92,27 +86,19 @@ class GatedRows(nnx.Module):
     Returns:
       `[B, T, D]`, h where a row had no value; `Encoded`; weights `[B, T, H, S]`.
     """
+
+    def drop(x, index):
+      return dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, index))
+
     batch, row = jnp.arange(h.shape[0])[:, None], jnp.minimum(at, memory.seen.shape[1] - 1)
     old = jnp.take_along_axis(memory.values, row[..., None], axis=1)
     seen = jnp.take_along_axis(memory.seen, row, axis=1) & (at == row)
-    keep, weights = self._keep(old, others, key)
-    measure(f"{self.name}_kept", keep[..., 0], seen)
+    z, weights = self.look.across(old, others.values, others.seen, drop)
+    keep = jax.nn.sigmoid(self.gate(jnp.concatenate([z, old], axis=-1)))
+    measure(f"{self.name}_kept", keep[..., 0], seen, tokens=False)
     y = jnp.where(seen[..., None], keep * old + (1 - keep) * h, h)
     values = memory.values.at[batch, at].set(y, mode="drop")
     return y, Encoded(values, memory.seen.at[batch, at].set(True, mode="drop")), weights
-
-  def _keep(self, old, others: Encoded, key):
-    """`[B, T, 1]`, `[B, T, H, S]`."""
-    q, k, v = self.query(old), self.key(others.values), self.value(others.values)
-    q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
-    y, weights = attend(q, k, v, others.seen[:, None])
-    a = self._add(0, old, self.out(y.reshape(old.shape)), key)
-    z = self._add(1, a, self.down(jax.nn.relu(self.up(a))), key)
-    return jax.nn.sigmoid(self.gate(jnp.concatenate([z, old], axis=-1))), weights
-
-  def _add(self, index: int, x, y, key):
-    key = None if key is None else jax.random.fold_in(key, index)
-    return self.norms[index](x + dropout(y, self.dropout, key))
 
 
 class CHIME(Memory):
@@ -158,7 +144,8 @@ class CHIME(Memory):
   answer) and the bias of the last projection are the caller's, as is the encoder.
 
   Measures (`core.usage`) `context_kept` and `answer_kept`, the gates of rows that had a value and
-  got one, and, of how answers look at the context memory, `read_peak` and `slots_read`.
+  got one, and, of how answers look at the context memory, `read_peak` and `slots_read`. Traces the
+  gates, a passage each time, and `read`, `[B, T, H, C]`, zeros at contexts.
 
   State: `CHIMEState`, `(C + A) D` numbers and the encoder's.
 
@@ -276,7 +263,9 @@ class CHIME(Memory):
       y_context, memory, _ = self.contexts(memory, new.values, at_context[:, :size], new, keys[0])
     at = at_answer[:, skip:]
     y, answer, weights = self.answers(passages.answer, h[:, skip:], at, memory, keys[1])
-    measure_slots(read=weights, valid=at < self.answer_length)
+    if channel.measuring():
+      weights = jnp.pad(weights, ((0, 0), (skip, 0), (0, 0), (0, 0)))
+      measure_slots(read=weights, valid=at_answer < self.answer_length)
     y = jnp.concatenate([h[:, :skip], y], axis=1)
     if new is not None:
       y = y.at[:, :size].set(jnp.where(new.seen[..., None], y_context, y[:, :size]))

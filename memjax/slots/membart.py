@@ -21,38 +21,9 @@ from memjax.core.module import stack
 from memjax.core.state import stack_key
 from memjax.core.usage import measure
 from memjax.slots.segment_model import ENCODED, Border, Encoded, SegmentModel, reading
-from memjax.slots.slot_attention import LARGEST, attend, attend_itself, split_heads
+from memjax.slots.slot_attention import LARGEST, PostNorm, attend, attend_itself
 
 SLOTS, TOKENS = "slots", "tokens"  # the two streams of a layer, by the names of their weights
-
-
-class Stream(nnx.Module):
-  """What one of a layer's two streams computes alone; all projections have biases.
-
-  q, k, v = x Wq, x Wk, x Wv;   x = LN(x + o Wo);   x = LN(x + gelu(x W1) W2)
-  """
-
-  def __init__(self, dim: int, *, heads: int, hidden: int, param_dtype, rngs: nnx.Rngs):
-    self.heads = heads
-    make = {"bias": True, "param_dtype": param_dtype, "rngs": rngs}
-    self.query, self.key, self.value = (
-      Linear(dim, dim, axes=("embed", "heads"), **make) for _ in range(3)
-    )
-    self.out = Linear(dim, dim, axes=("heads", "embed"), **make)
-    self.up = Linear(dim, hidden, axes=("embed", "mlp"), **make)
-    self.down = Linear(hidden, dim, axes=("mlp", "embed"), **make)
-    self.attended, self.fed = (LayerNorm(dim, param_dtype=param_dtype, rngs=rngs) for _ in range(2))
-
-  def split(self, x) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values `[B, T, H, K]` float32 of `x [B, T, D]`."""
-    q, k, v = (split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value))
-    return q, k, v
-
-  def join(self, x, heads, drop) -> jax.Array:
-    """The layer's output `[B, T, D]` from its input x and what its heads saw, `[B, T, H, K]`."""
-    x = self.attended(x + drop(self.out(heads.reshape(x.shape).astype(x.dtype)), 0))
-    inner = jax.nn.gelu(self.up(x), approximate=False)
-    return self.fed(x + drop(self.down(inner), 1))
 
 
 class TwoStreams(nnx.Module):
@@ -64,7 +35,7 @@ class TwoStreams(nnx.Module):
   """
 
   def __init__(self, dim: int, **sizes):
-    self.slots, self.tokens = Stream(dim, **sizes), Stream(dim, **sizes)
+    self.slots, self.tokens = PostNorm(dim, **sizes), PostNorm(dim, **sizes)
 
   def __call__(self, m, h, valid, drop) -> tuple[jax.Array, jax.Array]:
     """`m [B, N, D], h [B, g, D]` -> the same; `drop(x, i)` is the i-th dropout."""

@@ -7,9 +7,10 @@ Weights are float32.
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from memjax.core import Memory, Stateless, bounded, checks, clean
-from memjax.core.layers import Linear, default_init
+from memjax.core.layers import LayerNorm, Linear, default_init
 from memjax.core.usage import measure_slots
 from memjax.slots.addressing import keep_largest
 
@@ -70,6 +71,56 @@ def attend_itself(q, own, tokens, valid=None, *, temperature=1.0) -> tuple[jax.A
   weights = jax.nn.softmax(jnp.concatenate([itself, scores], axis=-1), axis=-1)
   out = weights[..., :1] * own_value + jnp.einsum("bnht,bthk->bnhk", weights[..., 1:], values)
   return out, weights[..., 0]
+
+
+class PostNorm(nnx.Module):
+  """What a transformer layer with norms after its residuals computes beside the attention; all
+  projections have biases.
+
+      q, k, v = x Wq, x Wk, x Wv;   x = LN(x + o Wo);   x = LN(x + act(x W1) W2)
+
+  Args:
+    dim, heads, hidden: D, H and the inner width.   activation: "gelu" (exact) or "relu".
+  """
+
+  def __init__(
+    self, dim: int, *, heads: int, hidden: int, activation: str = "gelu", param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):  # fmt: skip
+    checks.one_of("activation", activation, ("gelu", "relu"))
+    self.heads, self.activation = heads, activation
+    make = {"bias": True, "param_dtype": param_dtype, "rngs": rngs}
+    self.query, self.key, self.value = (
+      Linear(dim, dim, axes=("embed", "heads"), **make) for _ in range(3)
+    )
+    self.out = Linear(dim, dim, axes=("heads", "embed"), **make)
+    self.up = Linear(dim, hidden, axes=("embed", "mlp"), **make)
+    self.down = Linear(hidden, dim, axes=("mlp", "embed"), **make)
+    self.attended, self.fed = (LayerNorm(dim, param_dtype=param_dtype, rngs=rngs) for _ in range(2))
+
+  def split(self, x) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values `[B, T, H, K]` float32 of `x [B, T, D]`."""
+    q, k, v = (split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value))
+    return q, k, v
+
+  def join(self, x, heads, drop) -> jax.Array:
+    """The layer's output `[B, T, D]` from its input x and what its heads saw, `[B, T, H, K]`;
+    `drop(x, i)` is the i-th dropout, of two."""
+    x = self.attended(x + drop(self.out(heads.reshape(x.shape).astype(x.dtype)), 0))
+    inner = self.up(x)
+    inner = jax.nn.relu(inner) if self.activation == "relu" else jax.nn.gelu(inner, False)
+    return self.fed(x + drop(self.down(inner), 1))
+
+  def across(self, x, others, seen, drop) -> tuple[jax.Array, jax.Array]:
+    """The whole layer, of `x [B, T, D]` that look at `others [B, S, D]` where `seen [B, S]`.
+
+    Returns:
+      `[B, T, D]`, and the weights `[B, T, H, S]`.
+    """
+    q, k, v = self.query(x), self.key(others), self.value(others)
+    q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+    y, weights = attend(q, k, v, seen[:, None])
+    return self.join(x, y, drop), weights
 
 
 class SlotRead(Memory):

@@ -38,9 +38,10 @@ def attention(p, name, x, others):
 
 
 def gate(p, name, memory, others):
-  a = norm(p, f"{name}/norms/0", memory + attention(p, name, memory, others))
-  inner = cs.relu(linear(p, f"{name}/up", a))
-  z = norm(p, f"{name}/norms/1", a + linear(p, f"{name}/down", inner))
+  look = f"{name}/look"
+  a = norm(p, f"{look}/attended", memory + attention(p, look, memory, others))
+  inner = cs.relu(linear(p, f"{look}/up", a))
+  z = norm(p, f"{look}/fed", a + linear(p, f"{look}/down", inner))
   return cs.sigmoid(linear(p, f"{name}/gate", np.concatenate([z, memory], axis=2)))
 
 
@@ -62,15 +63,15 @@ def memories(p, hidden):
 
 def draw():
   rng, p = np.random.default_rng(0), {}
-  sizes = {part: (DIM, DIM) for part in ("query", "key", "value", "out")}
-  sizes |= {"up": (DIM, HIDDEN), "down": (HIDDEN, DIM), "gate": (2 * DIM, 1)}
+  sizes = {f"look/{part}": (DIM, DIM) for part in ("query", "key", "value", "out")}
+  sizes |= {"look/up": (DIM, HIDDEN), "look/down": (HIDDEN, DIM), "gate": (2 * DIM, 1)}
   for name in ("contexts", "answers"):
     for part, (rows, columns) in sizes.items():
       p[f"{name}/{part}/kernel"] = rng.normal(size=(rows, columns)) * rows**-0.5
       p[f"{name}/{part}/bias"] = 0.1 * rng.normal(size=columns)
-    for i in range(2):
-      p[f"{name}/norms/{i}/scale"] = 1 + 0.1 * rng.normal(size=DIM)
-      p[f"{name}/norms/{i}/bias"] = 0.1 * rng.normal(size=DIM)
+    for part in ("attended", "fed"):
+      p[f"{name}/look/{part}/scale"] = 1 + 0.1 * rng.normal(size=DIM)
+      p[f"{name}/look/{part}/bias"] = 0.1 * rng.normal(size=DIM)
   hidden = rng.normal(size=(BATCH, PASSAGES, CONTEXT + ANSWER, DIM))
   return {name: a.astype(np.float32) for name, a in (p | {"hidden": hidden}).items()}
 

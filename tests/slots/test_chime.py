@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from memjax.core import Context, Memory, Replay, Stateless, channel, join, replace, split
-from memjax.core.usage import measured
+from memjax.core.usage import measured, traced
 from memjax.slots import CHIME
 from memjax.testing.case import jit
 from memjax.transformer import Attention, LanguageModel, Stack
@@ -106,16 +106,21 @@ def layer(p, memory, others):
   def linear(name, x):
     return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
 
-  def norm(i, x):
+  def norm(name, x):
     x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
-    return x * p[f"norms/{i}/scale"] + p[f"norms/{i}/bias"]
+    return x * p[f"look/{name}/scale"] + p[f"look/{name}/bias"]
 
-  q, k, v, y = linear("query", memory), linear("key", others), linear("value", others), np.zeros(D)
+  q, k, v, y = (
+    linear("look/query", memory),
+    linear("look/key", others),
+    linear("look/value", others),
+    np.zeros(D),
+  )
   for h in (slice(0, 2), slice(2, 4)):
     weights = np.exp(k[:, h] @ q[h] / 2**0.5)
     y[h] = weights / weights.sum() @ v[:, h]
-  a = norm(0, memory + linear("out", y))
-  z = norm(1, a + linear("down", np.maximum(linear("up", a), 0)))
+  a = norm("attended", memory + linear("look/out", y))
+  z = norm("fed", a + linear("look/down", np.maximum(linear("look/up", a), 0)))
   return 1 / (1 + np.exp(-linear("gate", np.concatenate([z, memory]))))
 
 
@@ -296,11 +301,13 @@ def test_measures_how_much_is_kept():
 
   @jit
   def look(memory, x):
-    with channel.collect(measure=True) as frame:
+    with channel.collect(measure=True, trace=True) as frame:
       memory(x, memory.init_state(B), valid=jnp.ones((B, 2 * G), bool).at[0].set(False))
-    return measured(frame.emitted)[""]
+    return measured(frame.emitted)[""], traced(frame.emitted)
 
-  found = look(memory, x)
+  found, arrays = look(memory, x)
+  shapes = {name: array.shape for name, array in arrays.items()}
+  assert shapes == {"context_kept": (B, 2, C), "answer_kept": (B, 2, A), "read": (B, 2 * G, 2, C)}
   for name, rows, gate in (("context_kept", C, 1.0), ("answer_kept", A, -1.0)):
     assert float(jnp.sum(found[name].count)) == rows  # of row 1, in its second passage
     np.testing.assert_allclose(found[name].value, 1 / (1 + np.exp(-gate)), rtol=1e-5)
