@@ -194,7 +194,7 @@ def unpack(names, values, shapes):
 
 def main():
   found = {}
-  for seed, (name, case) in enumerate(CASES.items(), 10):
+  for seed, (name, case) in enumerate(CASES.items(), 12):
     numbers = np.random.default_rng(seed)
     p, places = draw(case, numbers), numbers.integers(0, case.places, (BATCH, ITEMS))
     weights = numbers.normal(size=(BATCH, QUERIES, DIM)).astype(np.float32)
