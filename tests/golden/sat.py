@@ -38,8 +38,8 @@ class Case:
 CASES = {
   "time": Case("fifo", "time", "sine", capacity=5),
   "first": Case("lifo", "time", "learned", (2, 2)),
-  "rare": Case("mvfo", "place", "sine", (2, 2), layers=2),
-  "often": Case("lvfo", "place", "fourier"),
+  "rare": Case("mvfo", "place", "sine", (2, 2)),
+  "often": Case("lvfo", "place", "fourier", layers=2),
 }
 
 

@@ -18,7 +18,8 @@ from memjax.slots.ledger import POLICIES
 from tests.golden.sat import CASES, draw, unpack
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sat.npz"
-SMALL = {"capacity": 6, "places": 3, "chunk": 2, "top_k": 2, "layers": 1, "hidden": 4}
+SMALL = {"capacity": 6, "places": 3, "chunking": "place", "chunk": 2, "top_k": 2}
+SMALL |= {"layers": 1, "hidden": 4}
 
 
 def make(**options):
@@ -92,7 +93,7 @@ def test_equals_the_authors_code(name):
 
 
 def test_items_read_what_was_written_before_them():
-  memory, (x, place) = make(chunking="place"), drawn()
+  memory, (x, place) = make(), drawn()
   tokens = {"place": place, "policy": jnp.full(place.shape, POLICIES.index("mvfo"), jnp.int32)}
   question = jnp.asarray([[False] * 8 + [True]] * 2)
   context = Context(tokens=tokens | {"question": question})
@@ -106,14 +107,14 @@ def test_items_read_what_was_written_before_them():
 
 def test_a_long_stay_in_one_room_leaves_other_rooms_to_their_queues_alone():
   """With one queue the answer depends in no way on what was seen before: it is at chance."""
-  memory, (x, _) = make(chunking="place"), drawn()
+  memory, (x, _) = make(), drawn()
   place = jnp.asarray([[1, 2, 0, 0, 0, 0, 0, 0, 0]] * 2)
   each = ["place", "fifo"]
   answers = [read(memory, write(memory, a, place, each)) for a in (x, x.at[:, :2].add(1.0))]
   np.testing.assert_array_equal((answers[0] != answers[1]).any(axis=2), [[True] * 3, [False] * 3])
 
 
-@pytest.mark.parametrize("chunking", ["time", "place"])
+@pytest.mark.parametrize("chunking", [pytest.param("time", marks=pytest.mark.slow), "place"])
 def test_empty_and_invalid_entries_never_change_an_answer(chunking):
   memory, (x, place) = make(chunking=chunking), drawn()
   valid = np.asarray([[True, False, True, True] + [False] * 4 + [True]] * 2)
@@ -162,7 +163,7 @@ def test_queries_see_each_other():
 
 
 def test_it_measures_where_queries_read_and_what_is_stored():
-  memory, (x, place) = make(chunk=1, top_k=1), drawn()
+  memory, (x, place) = make(chunking="time", chunk=1, top_k=1), drawn()
 
   @jax.jit
   def run(x):
@@ -190,7 +191,8 @@ def test_every_array_names_its_axes():
     ({"policy": "lru"}, "policy='lru' is not one of 'fifo'"),
     ({"chunking": "space"}, "chunking='space'"),
     ({"policy": "place", "capacity": 7}, "groups=3 does not divide capacity=7"),
-    ({"top_k": 4}, "top_k=4 exceeds the 3 chunks; use top_k=3"),
+    ({"top_k": 5}, "top_k=5 exceeds the 4 chunks; use top_k=4"),
+    ({"top_k": 4, "chunking": "time"}, "top_k=4 exceeds the 3 chunks; use top_k=3"),
     ({"groups": (0, 2, 0)}, r"groups=\(0, 2, 0\) must give each of places=3 a group"),
     ({"heads": 3}, "heads=3 does not divide dim=4"),
   ],
