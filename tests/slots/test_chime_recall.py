@@ -40,7 +40,9 @@ def trainer():
     answer_length=1, heads=4, hidden=64,
   )  # fmt: skip
   params, rest = split(LanguageModel(WORLD.vocab + 1, DIM, body=body, rngs=nnx.Rngs(0)))
-  optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+  # Without the warm-up one seed of 14 waits at 0.84 for 1500 steps.
+  rate = optax.linear_schedule(0.0, 3e-3, 100)
+  optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
   def switched(params, off):
     params = dict(params)
@@ -83,9 +85,9 @@ def test_recalls_with_both_memories_only():
 
   whole = accuracy(steps=1000)
   others = {
-    "reset": accuracy(steps=400, reset=True),
-    "without context memory": accuracy(steps=400, contexts=True),
-    "without answer memory": accuracy(steps=400, answers=True),
+    "reset": accuracy(steps=800, reset=True),
+    "without context memory": accuracy(steps=800, contexts=True),
+    "without answer memory": accuracy(steps=800, answers=True),
   }
   print(f"recalled: {whole:.3f}; {others}; one passage: {ONE:.3f}")
   assert whole > 0.95
