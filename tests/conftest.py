@@ -1,6 +1,8 @@
 """Settings of every test, made before JAX starts: 8 CPU devices, strict ranks, exact products."""
 
+import gc
 import os
+import pathlib
 
 # A TPU or GPU run sets JAX_PLATFORMS itself; libtpu, where installed, must not look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +33,20 @@ def unoptimised(config):
 def pytest_configure(config):
   if unoptimised(config):
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+  """Frees compiled programs before they take all maps that a process of Linux may have (65,530):
+  the compiler would crash. A test leaves some 150."""
+  yield
+  if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_report_header(config):

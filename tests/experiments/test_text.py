@@ -147,7 +147,7 @@ def test_a_finished_run_is_not_trained_again(finished, text):
   "kill",
   [  # tests/faults kills runs in every test run
     pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
-    pytest.param(signal.SIGTERM, id="SIGTERM"),
+    pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),  # tests/faults does it too
   ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, text, kill):

@@ -19,7 +19,7 @@ def _rmt(**options):
 
 
 def _memories(rngs):
-  slots = functools.partial(NeuralTuringMachine, slots=3, width=2, hidden=4)
+  slots = functools.partial(NeuralTuringMachine, slots=3, width=2, controller="mlp", hidden=4)
   keys = functools.partial(ProductKeyMemory, keys=3, heads=1, top_k=2, query_dim=2)
   return _rmt(body=functools.partial(Stack, pattern=(_attention, slots, keys)))(4, rngs=rngs)
 

@@ -77,6 +77,7 @@ ROWS: list[Row] = [
     "chunked",
     lambda rngs: Chunked(4, memory=_stack, size=3, rngs=rngs),
     dim=4,
+    task=Task(steps=1200),
   ),
   Row(
     "conformer",
