@@ -12,6 +12,10 @@ One run. The machine's loss falls off a cliff at a step that depends on rounding
 to more than 6,000 in others), and its training ends when little is left of it (step 9,500 here).
 How it copies six times the length it was trained on differs from run to run: 5 to 31 wrong bits of
 960 at length 120.
+
+A Differentiable Neural Computer, `--config.memories="('dnc',)" --config.steps=6000
+--config.optimizer.learning_rate=3e-3`, trained with 24 slots and asked with as many as it needs
+(one run): 0.00, 0.00, 0.09 and 2.19, its LSTM 33.6, 128, 303, 477.
 """
 
 from ml_collections import config_dict
