@@ -339,9 +339,10 @@ def others(name, kind):
 @pytest.mark.parametrize(
   ("name", "kind"),
   [
-    ("columns", "plain"), ("rows", "plain"), ("both", "plain"), ("columns", "scan"),
-    ("both", "pool"), others("columns", "pool"), others("rows", "scan"), others("rows", "pool"),
-    others("both", "scan"), others("two", "plain"), others("default", "plain"),
+    ("rows", "plain"), ("both", "plain"), ("both", "pool"), others("columns", "plain"),
+    others("columns", "scan"), others("columns", "pool"), others("rows", "scan"),
+    others("rows", "pool"), others("both", "scan"), others("two", "plain"),
+    others("default", "plain"),
   ],
 )  # fmt: skip
 def test_training_on_a_mesh_is_training_on_one_device(name, kind):

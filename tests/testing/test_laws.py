@@ -18,6 +18,13 @@ ROWS = rows()
 OTHER = tuple(law for law in LAWS if law not in FAST)
 # These rows get the other laws and the second Flax mode in every run.
 SAMPLE = {"stack-attention", "language-model", "ntm-lstm", "product-keys-rms", "rmt"}
+# Options of a memory that another row has as it comes: their laws are slow, unless they changed.
+VARIANTS = {
+  "dnc-no-link", "rmc-blocks", "lrua-key", "lm2-attention", "lm2-code", "memn2n-layerwise",
+  "memnn-hashed", "kv-memnn-select", "memformer-gru", "conformer-ntm-content", "memo",
+  "product-keys-batch", "product-keys-layer", "memory-plus-pool", "peer-batch", "ultramem-plain",
+  "ultramem-v2-ring", "mlp-memory-gated", "rmt-around-memories", "rmt-causal-remat", "pmi-encoder",
+}  # fmt: skip
 NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
 
@@ -37,17 +44,18 @@ def run(row: Row, laws, record_property, share: float):
   )
 
 
-def by_name(found):
-  return [pytest.param(row, id=row.name) for row in found]
-
-
-def mostly_slow(found):
-  """The sample and what changed in every run, the other rows under `-m slow`."""
-  marks = lambda row: () if row.name in SAMPLE or changed(row) else pytest.mark.slow  # noqa: E731
+def by_name(found, fast):
+  """The rows of which `fast` is true and those that changed in every run, others by `-m slow`."""
+  marks = lambda row: () if fast(row) or changed(row) else pytest.mark.slow  # noqa: E731
   return [pytest.param(row, id=row.name, marks=marks(row)) for row in found]
 
 
-@pytest.mark.parametrize("row", by_name(ROWS))
+def mostly_slow(found):
+  """The sample in every run."""
+  return by_name(found, lambda row: row.name in SAMPLE)
+
+
+@pytest.mark.parametrize("row", by_name(ROWS, lambda row: row.name not in VARIANTS))
 def test_laws(row, record_property):
   run(row, FAST, record_property, row.share)
 

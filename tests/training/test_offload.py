@@ -68,6 +68,7 @@ def wide_loss(model, memory, batch, key):
   return LossOutput(jnp.sum(y), jnp.float32(y.size))
 
 
+@pytest.mark.slow
 @aot.requires_libtpu
 def test_on_a_tpu_the_device_holds_no_moments_between_steps():
   mesh = aot.mesh("v5e")

@@ -88,7 +88,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize(
   ("name", "make", "tables", "accumulate"),
   [
-    ("columns", stacked, "rowwise_adam", 1),
+    slow("columns", stacked, "rowwise_adam", 1),
     ("both", shared, "lazy_catch_up", 2),
     slow("rows", stacked, "lazy", 2),
     slow("rows", shared, "rowwise_adagrad", 1),

@@ -139,7 +139,7 @@ def test_lazy_rows_stay_as_they_were_and_count_the_steps_of_the_run():
   assert int(after.count) == 2
 
 
-@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("steps", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_catching_up_decays_as_dense_steps_do(steps):
   """Without momentum, dense Adam does nothing but decay to a row that has no gradient."""
   rate = warmup_decay(0.3, steps=50, warmup=10)
