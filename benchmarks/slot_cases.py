@@ -158,6 +158,16 @@ def memformer(rngs):
   return LanguageModel(256, 128, body=body, rngs=rngs)
 
 
+def membart(rngs):
+  attention, feed_forward = partial(Attention, heads=4), partial(FeedForward, hidden=1024)
+  decoder = [attention, partial(slots.SlotRead, source="encoded"), feed_forward]
+  body = partial(
+    slots.MemBART, segment=128, slots=64, layers=4, heads=4,
+    decoder=partial(Stack, pattern=decoder, repeats=4),
+  )  # fmt: skip
+  return LanguageModel(256, 256, body=body, rngs=rngs)
+
+
 def chime(rngs):
   layers = [partial(Attention, heads=4, span="span"), FeedForward]
   given = {"encoder": partial(Stack, pattern=layers, repeats=4), "hidden": 1024}
@@ -205,6 +215,9 @@ CASES = {
     memformer, ids(256, 784),
     "64 slots, 4 + 8 layers of 128, 7 segments of 112", peer=memformer_peer,
     name="memformer (its loss besides)"),
+  "membart": Case(
+    membart, ids(256, 256),
+    "64 slots, 4 + 4 layers of 256, 2 segments of 128"),
   "lm2": Case(
     lm2, floats(1024, 256),
     "the bank alone: 256 x 256, 8 heads, 4 segments of 256", peer=lm2_peer, name="lm2"),

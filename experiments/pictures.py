@@ -26,6 +26,7 @@ from memjax.slots import (
   pointer_targets,
 )
 from memjax.tasks import copying, corridor, repeat_copy, two_hop, unknown_words
+from memjax.testing import train_small
 
 CHUNK = 100  # steps in one compiled call
 
@@ -39,25 +40,11 @@ def train(model, loss: Callable, *, steps: int, rate, enough: Callable | None = 
   """
   params, rest = split(model)
   optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
-
-  @jax.jit
-  def chunk(carry, key):
-    def step(carry, key):
-      params, moments = carry
-      whole = lambda params: loss(join(params, rest), key)  # noqa: E731
-      (_, measure), grads = jax.value_and_grad(whole, has_aux=True)(params)
-      updates, moments = optimizer.update(grads, moments, params)
-      return (optax.apply_updates(params, updates), moments), measure
-
-    return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
-
-  carry, measure = (params, optimizer.init(params)), float("nan")
-  for index in range(max(1, steps // CHUNK)):
-    carry, measures = chunk(carry, jax.random.key(index))
-    measure = float(measures[-20:].mean())
-    if enough is not None and enough(measure):
-      break
-  return join(carry[0], rest), measure, (index + 1) * CHUNK
+  of = lambda params, key: loss(join(params, rest), key)  # noqa: E731
+  params, measure, done = train_small(
+    params, of, optimizer, steps=steps, chunk=CHUNK, enough=enough
+  )
+  return join(params, rest), float(measure), done
 
 
 def bits(sample: Callable) -> Callable:

@@ -114,13 +114,11 @@ def train(config, corpus, folder, name: str, memory: str, stop) -> Trained | Non
   watch.close()
   if result.stopped:
     return None
-  final, curve = (
-    held_out(result.state, config.evaluation.final_tokens),
-    read(folder / "metrics.csv"),
-  )
+  final = held_out(result.state, config.evaluation.final_tokens)
   bits = runs.bits_per_byte(final["nats"], corpus)
-  reset = RESET in final and runs.bits_per_byte(final[RESET], corpus)
-  return Trained(name, result.state.model, bits, reset or None, watch.seconds, curve)
+  reset = runs.bits_per_byte(final[RESET], corpus) if RESET in final else None
+  curve = read(folder / "metrics.csv")
+  return Trained(name, result.state.model, bits, reset, watch.seconds, curve)
 
 
 def profiling(config, folder: pathlib.Path):

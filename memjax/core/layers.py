@@ -10,6 +10,11 @@ from memjax.core.module import param
 default_init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
+def uniform(bound: float):
+  """An initialiser: uniform in +-bound."""
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Linear(nnx.Module):
   """`y = x W + b`, `[..., D] -> [..., E]`, in the dtype of x.
 

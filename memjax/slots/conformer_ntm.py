@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import Fixed, Memory, Param, Replay, bounded, checks, clean, late, param
-from memjax.core.layers import Linear
+from memjax.core.layers import Linear, uniform
 from memjax.core.replay import as_replay
 from memjax.slots import heads as ntm_heads
 from memjax.slots.controllers import loop, time_first
-from memjax.slots.lm2_updates import uniform
 from memjax.slots.ntm import NTMState
 
 ADDRESSING, STARTS = ("full", "content"), ("zeros", "random", "trained")

@@ -12,18 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import bounded, param
-from memjax.core.layers import LayerNorm, Linear
+from memjax.core.layers import LayerNorm, Linear, uniform
 from memjax.core.usage import trace_step
 from memjax.slots import gates
 
 _LARGEST = 1e15  # of what tokens bring: products stay finite
 _SCORE = 1e4  # of scores: beyond, two roundings of one, as a compiler may make, are far apart
 _UNSEEN = -2e38  # a score whose weight is zero
-
-
-def uniform(bound: float):
-  """Uniform in +-bound."""
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def finite(x: jax.Array) -> jax.Array:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.core import Fixed, as_state, bounded, channel, leaf, param
-from memjax.core.layers import LayerNorm, Linear
+from memjax.core.layers import LayerNorm, Linear, uniform
 from memjax.core.usage import mean, measure_slots
 from memjax.slots import gates
-from memjax.slots.lm2_updates import uniform
 from memjax.slots.slot_attention import LARGEST, attend, split_heads
 
 MLP_STEPS = 4  # how often one linear layer is applied, ReLU after each

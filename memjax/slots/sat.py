@@ -95,8 +95,8 @@ class SpatiallyAwareTransformer(Memory):
     grid: rows and columns of places, P = rows * columns: `PlaceEmbedding`.
     groups: the group of each place, from 0; None: each its own.
 
-  Measures (`core.usage`) `read_peak` and `slots_read` of every layer, `slots_write`, and
-  `write_peak`, the share of items that are stored.
+  Measures (`core.usage`) `read_peak` and `slots_read` of every layer, `slots_written`, and
+  `written_peak`, the share of items that are stored.
 
   State: `SATState`.
   """
@@ -196,7 +196,7 @@ class SpatiallyAwareTransformer(Memory):
     walk = ledger.walk(state.ledger, place, policy, stored, groups=groups, reset=reset)
     if channel.measuring():
       written = jax.nn.one_hot(walk.slots, self.capacity)
-      measure_slots(write=written[:, :, None], valid=stored)
+      measure_slots(written=written[:, :, None], valid=stored)
     return walk, jnp.concatenate([state.entries, items], axis=1)
 
   def _keep(self, walk, past) -> SATState:

@@ -51,9 +51,7 @@ def sample(
     )
   parts = jax.random.split(key, 5)
   ids = jax.random.randint(parts[0], (batch, 2 + gap, segment), 0, world.noise)
-  keys = jnp.argsort(jax.random.uniform(parts[1], (batch, world.keys)), axis=1)[:, :pairs]
-  values = jax.random.randint(parts[2], (batch, pairs), 0, world.values)
-  keys, values = keys + world.noise, values + world.noise + world.keys
+  keys, values = _pairs(*parts[1:3], batch, world, pairs)
   places = jnp.argsort(jax.random.uniform(parts[3], (batch, segment // 2)), axis=1)[:, :pairs]
   rows = jnp.arange(batch)
   ids = (
@@ -80,12 +78,17 @@ def sample_asked(key: jax.Array, batch: int, world: World, *, segment: int, told
     )
   parts = jax.random.split(key, 5)
   ids = jax.random.randint(parts[0], (batch, 1 + told, segment), 0, world.noise)
-  keys = jnp.argsort(jax.random.uniform(parts[1], (batch, world.keys)), axis=1)[:, :told]
-  values = jax.random.randint(parts[2], (batch, told), 0, world.values)
-  keys, values = keys + world.noise, values + world.noise + world.keys
+  keys, values = _pairs(*parts[1:3], batch, world, told)
   rows, order = jnp.arange(batch)[:, None], jnp.arange(1, 1 + told)[None]
   places = jax.random.randint(parts[3], (batch, told), 0, segment - 1)
   ids = ids.at[rows, order, places].set(keys).at[rows, order, places + 1].set(values)
   asked = jax.random.randint(parts[4], (batch, 1), 0, told)
   ids = ids.at[:, 0, 0].set(keys[rows, asked][:, 0])
   return Recalls(ids.astype(jnp.int32), values[rows, asked][:, 0].astype(jnp.int32))
+
+
+def _pairs(key, value_key, batch: int, world: World, count: int) -> tuple[jax.Array, jax.Array]:
+  """Ids of keys, of which none comes twice in a row, and of values, `[batch, count]`."""
+  keys = jnp.argsort(jax.random.uniform(key, (batch, world.keys)), axis=1)[:, :count]
+  values = jax.random.randint(value_key, (batch, count), 0, world.values)
+  return keys + world.noise, values + world.noise + world.keys

@@ -3,6 +3,7 @@
 from memjax.testing.case import Case
 from memjax.testing.compare import Finding
 from memjax.testing.report import FAST, LAWS, LawError, Report, Result, check, report
+from memjax.testing.small_training import train_small
 from memjax.testing.task import Task
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
   "Task",
   "check",
   "report",
+  "train_small",
 ]

@@ -1,4 +1,4 @@
-"""What memories are trained beside in the tests of their tasks: an LSTM, and one small trainer."""
+"""What the tests of tasks share: an LSTM to train beside a memory, and small trainings."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,9 @@ from flax import nnx
 from memjax.core import join, split
 from memjax.core.layers import Linear
 from memjax.slots.controllers import LSTM
+from memjax.tasks import segment_recall
+from memjax.testing import train_small
+from memjax.transformer import LanguageModel
 
 CHUNK = 100  # steps in one compiled call
 
@@ -39,7 +42,7 @@ def parameters(model) -> int:
 
 
 def train(model, loss, *, steps: int, learning_rate: float, batch: int, enough=None):
-  """Adam on `loss(outputs, key) -> (loss, measure)`; the mean measure of the last 20 steps.
+  """Adam on `loss(run, key) -> (loss, measure)`; the mean measure of the last 20 steps.
 
   Args:
     loss: `(run, key)`, where `run(x, **flags)` are the outputs of the model from a fresh state.
@@ -52,20 +55,33 @@ def train(model, loss, *, steps: int, learning_rate: float, batch: int, enough=N
     model = join(params, rest)
     return loss(lambda x, **flags: model(x, model.init_state(batch), **flags)[0], key)
 
-  def step(carry, key):
-    params, moments = carry
-    (_, measure), grads = jax.value_and_grad(whole, has_aux=True)(params, key)
-    updates, moments = optimizer.update(grads, moments, params)
-    return (optax.apply_updates(params, updates), moments), measure
+  return train_small(params, whole, optimizer, steps=steps, chunk=CHUNK, enough=enough)[1]
 
-  @jax.jit
-  def chunk(carry, key):
-    return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
 
-  carry, measure = (params, optimizer.init(params)), None
-  for i in range(steps // CHUNK):
-    carry, measures = chunk(carry, jax.random.key(i))
-    measure = measures[-20:].mean(axis=0)
-    if enough is not None and enough(measure):
-      break
-  return measure
+def recalled(
+  body, *, keep: bool, steps: int, batch: int, segment: int, rate: float = 3e-3
+) -> float:
+  """Accuracy of a language model of width 32 at the value of a key that was told two segments ago.
+
+  It goes from segment to segment, and hands on its state only if `keep`.
+  """
+  world = segment_recall.World()
+  model = LanguageModel(world.vocab, 32, body=body, rngs=nnx.Rngs(0))
+  params, rest = split(model)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+  def loss(params, key):
+    model = join(params, rest)
+    recalls = segment_recall.sample(key, batch, world, segment=segment, gap=1)
+    first = model.init_state(batch)
+
+    def step(state, ids):
+      logits, state = model(ids, state if keep else first)
+      return state, logits[:, -1]
+
+    _, logits = jax.lax.scan(step, first, jnp.moveaxis(recalls.ids, 1, 0))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits[-1], recalls.answer)
+    return nats.mean(), jnp.mean(jnp.argmax(logits[-1], axis=-1) == recalls.answer)
+
+  found = train_small(params, loss, optimizer, steps=steps, enough=lambda hits: hits > 0.98)
+  return float(found[1])

@@ -36,6 +36,7 @@ def test_epsilon_is_the_share_of_random_choices():
   choose = jax.jit(lambda epsilon: chooser.choose(task, epsilon=epsilon, key=jax.random.key(0)))
   drawn, best = np.asarray(choose(0.4)), int(choose(0.0)[0])
   shares = np.bincount(drawn, minlength=4) / len(drawn)
+  # Of 4000 draws: four deviations, 4 sqrt(0.7 0.3 / 4000).
   np.testing.assert_allclose(shares, np.where(np.arange(4) == best, 0.7, 0.1), atol=0.03)
   np.testing.assert_array_equal(choose(0.0), best)
 
@@ -83,6 +84,7 @@ def test_it_learns_the_best_policy_of_every_task():
   explored, greedy = (join(train(params, *ends), rest) for ends in ((1.0, 0.2), (0.0, 0.0)))
   np.testing.assert_array_equal(explored.choose(jnp.arange(3)), [1, 3, 0])
   best = jnp.max(rewards, axis=1)
+  # Learned in 400 steps from rewards with noise of 0.3; the next best policy is 0.3 or more below.
   np.testing.assert_allclose(explored(jnp.arange(3)).max(axis=1), best, atol=0.15)
   assert (greedy.choose(jnp.arange(3)) != jnp.asarray([1, 3, 0])).any()
 

@@ -10,6 +10,7 @@ from flax import nnx
 from memjax.core import join, split
 from memjax.slots import EndToEndMemoryNetwork
 from memjax.tasks import two_hop
+from memjax.testing import train_small
 
 pytestmark = pytest.mark.slow
 WORLD, BATCH, CHUNK = two_hop.World(), 64, 250
@@ -28,20 +29,7 @@ def accuracy(asked_hops: int, steps: int, length: int, **options) -> float:
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, stories.answer)
     return nats.mean(), jnp.mean(jnp.argmax(logits, axis=-1) == stories.answer)
 
-  @jax.jit
-  def chunk(carry, key):
-    def step(carry, key):
-      params, moments = carry
-      (_, hit), grads = jax.value_and_grad(loss, has_aux=True)(params, key)
-      updates, moments = optimiser.update(grads, moments, params)
-      return (optax.apply_updates(params, updates), moments), hit
-
-    return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
-
-  carry = params, optimiser.init(params)
-  for index in range(steps // CHUNK):
-    carry, hits = chunk(carry, jax.random.key(index))
-  return float(hits[-50:].mean())
+  return float(train_small(params, loss, optimiser, steps=steps, chunk=CHUNK, last=50)[1])
 
 
 def test_two_hops_are_needed_and_enough():

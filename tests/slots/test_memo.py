@@ -114,6 +114,7 @@ def test_a_call_asks_each_fact_and_then_stores_it():
   for t in range(length):
     state = select(jnp.asarray(reset[:, t]), empty, state)
     expected = read(net, x[:, t], state)
+    # Two programs, which sum in float32 in other orders over hops.
     np.testing.assert_allclose(y[valid[:, t], t], expected[valid[:, t]], rtol=1e-4, atol=1e-5)
     state = write(net, x[:, t : t + 1], state, (valid & ~question)[:, t : t + 1])
   jax.tree.map(np.testing.assert_array_equal, last, state)

@@ -109,7 +109,7 @@ def test_the_two_ways_to_merge_are_their_equations():
   }
   for name, merge in LTM_UPDATES.items():
     got = merge(old, z)
-    np.testing.assert_allclose(got, expected[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, expected[name], rtol=1e-5, atol=1e-6)
   found = [step_by_step(make(ltm_update=name).step, draw(), old) for name in LTM_UPDATES]
   np.testing.assert_array_equal(found[0][0], found[1][0])
   assert (found[0][1] != found[1][1]).any()
@@ -260,6 +260,7 @@ def test_half_precision_in_and_out_with_a_float32_state():
   y, state = run(memory, jnp.asarray(draw(), jnp.bfloat16), memory.init_state(2))
   floats = {a.dtype for a in jax.tree.leaves(state)} - {jnp.dtype("int32")}
   assert y.dtype == jnp.bfloat16 and floats == {jnp.dtype("float32")}
+  # Eight bits of precision, numbers up to 4.
   np.testing.assert_allclose(y.astype(jnp.float32), outputs(memory), atol=0.05)
 
 

@@ -11,6 +11,7 @@ from memjax.core.layers import Linear
 from memjax.slots import RelationalMemory
 from memjax.slots.controllers import LSTM
 from memjax.tasks import nth_farthest
+from memjax.testing import train_small
 
 pytestmark = pytest.mark.slow
 OBJECTS, FEATURES, BATCH, CHUNK = 3, 2, 256, 500
@@ -53,20 +54,7 @@ def accuracy(kind: str, steps: int) -> float:
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, asked.answer)
     return nats.mean(), jnp.mean(jnp.argmax(logits, axis=-1) == asked.answer)
 
-  @jax.jit
-  def chunk(carry, key):
-    def step(carry, key):
-      params, moments = carry
-      (_, hit), grads = jax.value_and_grad(loss, has_aux=True)(params, key)
-      updates, moments = optimiser.update(grads, moments, params)
-      return (optax.apply_updates(params, updates), moments), hit
-
-    return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
-
-  carry, hits = (params, optimiser.init(params)), jnp.zeros(1)
-  for index in range(steps // CHUNK):
-    carry, hits = chunk(carry, jax.random.key(index))
-  return float(hits[-100:].mean())
+  return float(train_small(params, loss, optimiser, steps=steps, chunk=CHUNK, last=100)[1])
 
 
 def test_attention_between_slots_compares_objects():

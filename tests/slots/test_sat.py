@@ -174,7 +174,7 @@ def test_it_measures_where_queries_read_and_what_is_stored():
     return measured(frame.emitted)
 
   found = run(x)
-  assert float(found[""]["write_peak"].value) == pytest.approx(6 / 9)
+  assert float(found[""]["written_peak"].value) == pytest.approx(6 / 9)
   assert float(found["layer0"]["read_peak"].value) == pytest.approx(8 / 9)  # at first nothing
 
 

@@ -128,6 +128,7 @@ def test_the_allocator_learns_the_right_policy_of_each_task():
   chosen = chooser.choose(jnp.arange(4))
   print("nats by task and policy", np.round(nats, 3), np.round(hits, 3), sep="\n")
   np.testing.assert_array_equal(chosen, np.arange(4))  # as tasks are numbered
+  # Values follow losses that still fall; policies differ by 0.5 nats and more.
   np.testing.assert_allclose(chooser(jnp.arange(4)), -nats, atol=0.25)
   own, fixed = hits.diagonal().mean(), hits.mean(axis=0).max()
   print(f"chosen policies: {own:.3f} right; the best fixed one: {fixed:.3f}")

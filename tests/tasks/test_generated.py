@@ -151,7 +151,7 @@ def test_a_needle_stands_at_its_depth(depth, place):
   batch = first(task)
   np.testing.assert_array_equal(np.asarray(batch.inputs == 1).argmax(axis=1), place)
   depths = np.asarray(batch.meta["depth"])[np.asarray(batch.mask)]
-  np.testing.assert_allclose(depths, depth, atol=2)
+  np.testing.assert_allclose(depths, depth, atol=2)  # one of 25 places is 4 %
 
 
 def test_depths_are_even():

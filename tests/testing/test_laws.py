@@ -21,9 +21,9 @@ SAMPLE = {"stack-attention", "language-model", "ntm-lstm", "product-keys-rms", "
 # Options of a memory that another row has as it comes: their laws are slow, unless they changed.
 VARIANTS = {
   "dnc-no-link", "rmc-blocks", "lrua-key", "lm2-attention", "lm2-code", "memn2n-layerwise",
-  "memnn-hashed", "kv-memnn-select", "memformer-gru", "conformer-ntm-content", "memo",
+  "memnn-hashed", "kv-memnn-select", "memformer-gru", "conformer-ntm-content", "memo-vectors",
   "product-keys-batch", "product-keys-layer", "memory-plus-pool", "peer-batch", "ultramem-plain",
-  "ultramem-v2-ring", "mlp-memory-gated", "rmt-around-memories", "rmt-causal-remat", "pmi-encoder",
+  "ultramem-v2-ring", "mlp-memory-gated", "rmt-around-memories", "rmt-causal-remat",
 }  # fmt: skip
 NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
@@ -95,5 +95,11 @@ def test_every_public_memory_has_a_row():
   assert not missing, f"add rows in tests/registry/ for {', '.join(missing)}"
 
 
-def test_the_sample_is_in_the_registry():
-  assert SAMPLE <= {row.name for row in ROWS}
+def test_the_sample_and_the_variants_are_in_the_registry():
+  assert SAMPLE | VARIANTS <= {row.name for row in ROWS} and not SAMPLE & VARIANTS
+
+
+def test_every_memory_is_asked_in_every_run():
+  made = [(row, type(jax.eval_shape(lambda row=row: row.make(rngs=nnx.Rngs(0))))) for row in ROWS]
+  always = {kind for row, kind in made if row.name not in VARIANTS}
+  assert always == {kind for _, kind in made}

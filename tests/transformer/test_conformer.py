@@ -83,7 +83,7 @@ def test_a_block_is_its_five_steps():
       h = h + convolution(half, z)
     else:
       h = h + 0.5 * linear(half.down, silu(linear(half.up, z)))
-  np.testing.assert_allclose(run(model, x)[0], norm(block.norms[4], h), atol=1e-4)
+  np.testing.assert_allclose(run(model, x)[0], norm(block.norms[4], h), atol=1e-5)
 
 
 def test_every_frame_sees_all_of_its_sequence():
