@@ -68,7 +68,15 @@ class Numbers:
 
 def build(config) -> dict[str, Memory]:
   """The memories that the recipe names, and the LSTM whose number of parameters is nearest to that
-  of the largest of them."""
+  of the largest of them.
+
+  Raises:
+    ValueError: the recipe names a memory that is not here, or none.
+  """
+  if not config.memories or not set(config.memories) <= set(MEMORIES):
+    raise ValueError(
+      f"config.memories={tuple(config.memories)} must be some of {', '.join(MEMORIES)}"
+    )
   task = task_of(config)
   made = {name: MEMORIES[name](config, task) for name in config.memories}
   most = max(map(models.parameters, made.values()))

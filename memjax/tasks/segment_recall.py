@@ -51,7 +51,7 @@ def sample(
     )
   parts = jax.random.split(key, 5)
   ids = jax.random.randint(parts[0], (batch, 2 + gap, segment), 0, world.noise)
-  keys, values = _pairs(*parts[1:3], batch, world, pairs)
+  keys, values = _pairs(parts[1], parts[2], batch, world, pairs)
   places = jnp.argsort(jax.random.uniform(parts[3], (batch, segment // 2)), axis=1)[:, :pairs]
   rows = jnp.arange(batch)
   ids = (
@@ -78,7 +78,7 @@ def sample_asked(key: jax.Array, batch: int, world: World, *, segment: int, told
     )
   parts = jax.random.split(key, 5)
   ids = jax.random.randint(parts[0], (batch, 1 + told, segment), 0, world.noise)
-  keys, values = _pairs(*parts[1:3], batch, world, told)
+  keys, values = _pairs(parts[1], parts[2], batch, world, told)
   rows, order = jnp.arange(batch)[:, None], jnp.arange(1, 1 + told)[None]
   places = jax.random.randint(parts[3], (batch, told), 0, segment - 1)
   ids = ids.at[rows, order, places].set(keys).at[rows, order, places + 1].set(values)

@@ -50,6 +50,14 @@ def test_all_have_about_as_many_parameters(of):
   assert abs(made["lstm"] - largest) < 0.02 * largest
 
 
+@pytest.mark.parametrize("names", [("rmc",), ("ntm", "rmc"), ()])
+def test_an_unknown_memory_is_refused(names):
+  config = tiny()
+  config.memories = names
+  with pytest.raises(ValueError, match="config.memories=.* must be some of ntm, dnc"):
+    job.build(config)
+
+
 @pytest.mark.parametrize("of", [recipe, repeat_copy, associative_recall, priority_sort])
 def test_what_is_asked_is_as_large_as_its_size_says(of):
   config = tiny(of.get_config())
