@@ -19,26 +19,11 @@ from memjax.tasks.needle import Needle
 from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.task import IGNORE, TEST, TRAIN
 from memjax.tasks.tmaze import DOWN, UP, TMaze, success
+from tests.registry.tasks import SMALL
 
 GOLDEN = (
-  pathlib.Path(__file__).parents[1] / "golden/tasks.json"
-)  # remade by `python -m` this module
-SMALL = {
-  "mqar": MQAR(pairs=3, length=16, vocab=32),
-  "mqar-updates": MQAR(pairs=4, length=32, vocab=32, power=1.0, updates=2),
-  "mqar-absent": MQAR(pairs=4, length=24, vocab=32, filler="zeros", absent=2),
-  "interference": Interference(keys=3, updates=4, values=6),
-  "interference-first": Interference(keys=3, updates=2, values=9, pool="shared", asked="first"),
-  "interference-by-key": Interference(keys=3, updates=3, values=5, order="by_key"),
-  "selective-copying": SelectiveCopying(length=20, data=5, vocab=8),
-  "copying": SelectiveCopying(length=9, data=5, vocab=8, variable=False),
-  "induction": Induction(length=12, vocab=5),
-  "induction-decoys": Induction(length=16, vocab=5, decoys=2),
-  "passkey": Needle(length=20, digits=3, keys=8, values=10, vocab=30),
-  "needles": Needle(length=32, needles=3, queries=2, background="text", keys=8, values=9, vocab=30),
-  "needles-only": Needle(length=30, needles=2, background="needles", keys=12, values=9, vocab=30),
-  "tmaze": TMaze(length=9, last=1),
-}
+  pathlib.Path(__file__).parents[1] / "golden/tasks"
+)  # `python -m` this module writes new ones
 FIRST = jnp.arange(50)
 
 
@@ -80,7 +65,7 @@ def test_a_task_keeps_its_promises(name):
   assert not np.array_equal(other.inputs, batch.inputs)
   assert len(np.unique(np.asarray(batch.inputs), axis=0)) > 25
 
-  golden = json.loads(GOLDEN.read_text())[name]
+  golden = json.loads((GOLDEN / f"{name}.json").read_text())
   assert golden == {"inputs": batch.inputs[:2].tolist(), "targets": batch.targets[:2].tolist()}
 
 
@@ -218,13 +203,13 @@ def test_what_does_not_fit_is_refused(make, match):
 
 
 def main():
-  """Writes down the first two examples of each task."""
-  made = {name: first(task) for name, task in SMALL.items()}
-  lines = [
-    f'"{name}": ' + json.dumps({"inputs": b.inputs[:2].tolist(), "targets": b.targets[:2].tolist()})
-    for name, b in made.items()
-  ]
-  GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+  """Writes down the first two examples of each task that has none written down."""
+  for name, task in SMALL.items():
+    path = GOLDEN / f"{name}.json"
+    if not path.exists():
+      made = first(task)
+      golden = {"inputs": made.inputs[:2].tolist(), "targets": made.targets[:2].tolist()}
+      path.write_text(json.dumps(golden) + "\n")
 
 
 if __name__ == "__main__":
