@@ -42,6 +42,18 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
+def bits(key: jax.Array, n: int, width: int) -> jax.Array:
+  """n vectors of `width` fair bits, `[n, width] float32` of 0 and 1."""
+  words = jax.random.bits(key, (n, -(-width // 32)), jnp.uint32)
+  return unpack(words, 32).reshape(n, -1)[:, :width]
+
+
+def unpack(numbers: jax.Array, width: int) -> jax.Array:
+  """The lowest `width` bits of whole numbers `[...]`, `[..., width] float32`, the least first."""
+  places = jnp.arange(width, dtype=numbers.dtype).reshape((1,) * numbers.ndim + (width,))
+  return ((numbers[..., None] >> places) & 1).astype(jnp.float32)
+
+
 def weighted(key: jax.Array, log_weights: jax.Array, k: int) -> jax.Array:
   """k different places of `log_weights [n]`, one after another in proportion to the weights of
   those that are left (Plackett and Luce), `[k] int32`."""

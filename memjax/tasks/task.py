@@ -5,6 +5,10 @@
 
 Example i is the same whatever batch, device count or process makes it. `targets[t]` is predicted
 from the output at t, after `inputs[<= t]`; nobody shifts anything.
+
+What a model needs to know of any task: what it reads (`input_form`, `inputs_size`), what it owes
+(`output_form`, `outputs_size`: its logits are `[B, T, outputs_size]`), and `loss` and `score` of
+its logits. Tasks over bits are in `memjax.tasks.vectors`; intervals in `memjax.tasks.scoring`.
 """
 
 import abc
@@ -22,11 +26,12 @@ PAD = 0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Examples of a task over ids.
+  """Examples of a task.
 
   Attributes:
-    inputs: `[B, T] int32`.
-    targets: `[B, T] int32`; `IGNORE` where nothing is due.
+    inputs: `[B, T] int32` ids, or `[B, T, inputs_size] float32` vectors.
+    targets: `[B, T] int32` classes, `IGNORE` where nothing is due; or `[B, T, outputs_size]
+      float32` bits, 0 where nothing is due.
     mask: `[B, T] bool`, where loss and metrics count.
     length: `[B] int32`, tokens that are not padding (`PAD`).
     meta: by name, `[B, T]` for each place or `[B]` for each example; what accuracy is told by.
@@ -47,11 +52,27 @@ class Task(abc.ABC):
 
   Attributes:
     number: of the task; never changed, as it decides the examples.
-    vocab: ids are below it.
+    vocab: ids, of inputs and targets, are below it; where both or either are ids.
+    input_form: "ids" or "vectors".
+    output_form: "classes" or "bits".
+    certain: the inputs decide every target; False: `oracle` gives probabilities.
   """
 
   number: ClassVar[int]
   vocab: int
+  input_form: ClassVar[str] = "ids"
+  output_form: ClassVar[str] = "classes"
+  certain: ClassVar[bool] = True
+
+  @property
+  def inputs_size(self) -> int:
+    """Ids are below it; or channels of a vector."""
+    return self.vocab
+
+  @property
+  def outputs_size(self) -> int:
+    """Classes, or bits of a target: the logits of a place."""
+    return self.vocab
 
   @abc.abstractmethod
   def example(self, key: jax.Array) -> Batch:
@@ -92,7 +113,16 @@ class Task(abc.ABC):
 
   def closed_book(self, batch: Batch) -> Batch:
     """The same questions without what they ask about: accuracy must be that of chance."""
-    return dataclasses.replace(batch, inputs=jnp.where(batch.mask, batch.inputs, PAD))
+    asked = beside(batch.mask, batch.inputs)
+    return dataclasses.replace(batch, inputs=jnp.where(asked, batch.inputs, PAD))
+
+  def loss(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    """What training lowers: nats a class or bit that counts, float32."""
+    return cross_entropy(logits, batch) * jnp.log(2.0)
+
+  def score(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """`acc`, `em`, `bits` and what else the form of the targets has."""
+    return score(logits, batch)
 
 
 def field(key: jax.Array, number: int) -> jax.Array:
@@ -107,11 +137,23 @@ def score(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 
 def scored(predicted: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-  """`acc` and `em` of ids `[B, T]`."""
-  right = (predicted == batch.targets) & batch.mask
-  due = jnp.maximum(jnp.sum(batch.mask), 1)
-  whole = jnp.all(right | ~batch.mask, axis=1)
-  return {"acc": jnp.sum(right) / due, "em": jnp.mean(whole.astype(jnp.float32))}
+  """`acc` and `em` of classes `[B, T]` or of bits `[B, T, outputs_size]` of 0 and 1."""
+  right, due = counts(predicted, batch)
+  acc = jnp.sum(right) / jnp.maximum(jnp.sum(due), 1)
+  return {"acc": acc, "em": jnp.mean((right == due).astype(jnp.float32))}
+
+
+def counts(predicted: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """How many classes or bits of each example are right and how many are due, `[B] int32` each."""
+  mask = jnp.broadcast_to(beside(batch.mask, batch.targets), batch.targets.shape)
+  right = (predicted == batch.targets) & mask
+  others = tuple(range(1, mask.ndim))
+  return jnp.sum(right, axis=others), jnp.sum(mask, axis=others)
+
+
+def beside(flags: jax.Array, values: jax.Array) -> jax.Array:
+  """`flags [B, T]` with as many axes as `values [B, T, ...]`."""
+  return flags.reshape(flags.shape + (1,) * (values.ndim - flags.ndim))
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -129,6 +171,7 @@ def acc_by(predicted: jax.Array, batch: Batch, name: str) -> dict[int, tuple[flo
   place = place if place.ndim == 2 else place[:, None]
   place = jnp.broadcast_to(place, batch.mask.shape)[batch.mask]
   right = (predicted == batch.targets)[batch.mask]
+  right = right.mean(axis=-1) if right.ndim == 2 else right  # the share of a place's bits
   found: dict[int, Any] = {}
   for value in sorted(set(place.tolist())):
     here = place == value

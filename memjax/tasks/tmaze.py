@@ -39,6 +39,7 @@ class TMaze(Task):
   last: int | None = None
   vocab: int = 4
   number = 6
+  input_form = "vectors"
 
   def __post_init__(self):
     if self.length < 2:

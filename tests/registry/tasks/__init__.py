@@ -1,6 +1,9 @@
 """Every generated task, once or in several settings, at tiny sizes: `tests/tasks/test_generated.py`
 runs on each; the first examples of each are pinned in `tests/golden/tasks/<name>.json`."""
 
-from tests.registry.tasks import recall
+from tests.registry.tasks import ntm, recall
 
-SMALL = {**recall.SMALL}
+SMALL = {
+  **recall.SMALL,
+  **ntm.SMALL,
+}
