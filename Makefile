@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?=
 ARGS ?=
 WORKERS ?= 2
+NOTEBOOKS ?= small
 
 VENV := .venv
 NEWEST := .venv-newest
@@ -11,6 +12,8 @@ COMMA := ,
 PIP := -m pip --disable-pip-version-check install -qq
 # libtpu, where it is installed, would look for a TPU.
 TEST_ENV := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1
+# Its theme's banner about the next version of MkDocs is no warning of ours.
+DOCS_ENV := $(TEST_ENV) NO_MKDOCS_2_WARNING=1
 # Without EXTRAS there is no accelerator to look for, even where the tests have brought libtpu.
 TRAIN_ENV := $(if $(EXTRAS),,JAX_PLATFORMS=cpu)
 # On the newest jax the tests also compile as users' programs do (tests/conftest.py).
@@ -34,7 +37,8 @@ help:
 	@echo 'make plans              docs/plans, what pods need and take, compiled anew'
 	@echo 'make lint | format      ruff and pyright | ruff mends what it can'
 	@echo 'make test-newest        laws and ops on the newest Python and jax here (-short: a part of them)'
-	@echo 'make docs | clean       the documentation as a site | remove environments and caches'
+	@echo 'make docs               the documentation as a site, in site/; its notebooks are run: NOTEBOOKS=small, full or none'
+	@echo 'make clean              remove environments and caches'
 
 train: $(TRAIN_STAMP)
 	$(TRAIN_ENV) $(VENV)/bin/python -m experiments.train --config=experiments/configs/text.py --workdir=runs/text $(ARGS)
@@ -64,7 +68,7 @@ test-newest-short: $(NEWEST)/.laws
 	$(NEWEST_ENV) $(NEWEST)/bin/python $(PYTEST) $(NEWEST_SHORT) $(ARGS)
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build --strict
+	$(DOCS_ENV) NOTEBOOKS=$(NOTEBOOKS) $(VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(NEWEST) .pytest_cache .ruff_cache dist build site
@@ -87,6 +91,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
+	@echo 'Filling $(VENV) for the documentation (about a minute, once) ...'
 	@$(VENV)/bin/python $(PIP) -e '.[docs]'
 	@touch $@
 

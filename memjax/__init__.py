@@ -5,8 +5,8 @@
   y, state = memory(x, state)
 
 Families: `slots`, `parametric`, `recurrent`, `transformer`. Around them: `core` (the contract),
-  `testing` (its laws),
-`inspect` (what a memory did), `training`, `data`; these four are imported on first use.
+`testing` (its laws), `inspect` (what a memory did), `training`, `data`; the last four are imported
+on first use.
 """
 
 import importlib

@@ -43,8 +43,7 @@ def stack_key(first: int, stride: int, count: int) -> str:
   axis 0: `0+2x4`.
 
   The one convention for stacked layers: parameters, optimiser states and memory states all use it,
-    and
-  `core.module.flatten` expands it into depths.
+  and `core.module.flatten` expands it into depths.
   """
   return f"{first}+{stride}x{count}"
 

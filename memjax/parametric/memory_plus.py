@@ -1,4 +1,7 @@
-"""Memory Layers at Scale: Memory+ (Berges et al., ICML 2025, arXiv 2412.09764)."""
+"""Memory+: product keys gated by their input, with a pool of values for several layers.
+
+Berges et al., "Memory Layers at Scale", ICML 2025, arXiv 2412.09764.
+"""
 
 import jax
 import jax.numpy as jnp

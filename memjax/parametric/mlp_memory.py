@@ -1,4 +1,8 @@
-"""MLP Memory: a network that imitates a retriever (Wei et al., ICLR 2026, arXiv 2508.01832)."""
+"""MLP Memory: a network that imitates a retriever.
+
+Wei et al., "MLP Memory: A Retriever-Pretrained Memory for Large Language Models", ICLR 2026, arXiv
+2508.01832.
+"""
 
 import jax
 import jax.numpy as jnp

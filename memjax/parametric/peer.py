@@ -1,4 +1,7 @@
-"""PEER: Mixture of A Million Experts (Xu Owen He, 2024, arXiv 2407.04153)."""
+"""PEER: experts of one hidden unit, found by product keys.
+
+Xu Owen He, "Mixture of A Million Experts", 2024, arXiv 2407.04153.
+"""
 
 import jax.numpy as jnp
 from flax import nnx

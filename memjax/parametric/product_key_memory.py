@@ -1,4 +1,7 @@
-"""Large Memory Layers with Product Keys (Lample et al., NeurIPS 2019, arXiv 1907.05242)."""
+"""Product-key memory: a large table of values whose keys are pairs of halves.
+
+Lample et al., "Large Memory Layers with Product Keys", NeurIPS 2019, arXiv 1907.05242.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""UltraMem: Ultra-Sparse Memory Network (Huang et al., ICLR 2025, arXiv 2411.12364)."""
+"""UltraMem: a memory beside the feed-forward layers, with Tucker-decomposed keys.
+
+Huang et al., "Ultra-Sparse Memory Network", ICLR 2025, arXiv 2411.12364.
+"""
 
 import jax
 import jax.numpy as jnp

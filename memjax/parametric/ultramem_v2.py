@@ -1,4 +1,8 @@
-"""UltraMemV2: Memory Networks Scaling to 120B Parameters (2025, arXiv 2508.18756)."""
+"""UltraMemV2: a memory beside every block, and a ring of rows that layers share.
+
+"UltraMemV2: Memory Networks Scaling to 120B Parameters with Superior Long-Context Learning", 2025,
+arXiv 2508.18756.
+"""
 
 import functools
 import math

@@ -1,6 +1,8 @@
-"""Recurrent Memory Transformer (arXiv 2207.06881): memory tokens carried over segments.
+"""The Recurrent Memory Transformer: memory tokens carried over segments.
 
-Letters: B batch, T tokens of the call, D width, g tokens of a segment, M memory tokens.
+Bulatov, Kuratov, Burtsev, "Recurrent Memory Transformer", NeurIPS 2022, arXiv 2207.06881.
+
+B batch, T tokens of the call, D width, g tokens of a segment, M memory tokens.
 """
 
 import dataclasses

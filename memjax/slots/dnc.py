@@ -1,7 +1,8 @@
 """The Differentiable Neural Computer: slots found by content, as free, or in the order of writes.
 
 Graves et al., "Hybrid computing using a neural network with dynamic external memory", Nature 538,
-2016 (no arXiv id); the authors' code, github.com/google-deepmind/dnc, gives the defaults.
+2016, doi 10.1038/nature20101; the authors' code, github.com/google-deepmind/dnc, gives the
+defaults.
 
 B batch, T tokens, D model width, C controller width, N slots, W slot width, R read heads, Wr write
 heads.

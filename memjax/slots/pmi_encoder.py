@@ -1,4 +1,5 @@
-"""Layers that share a PMI's weights and memories: the model of its authors (see `pmi`).
+"""Layers that share a PMI's weights and memories: the model of its authors (arXiv
+2310.09297; see `pmi`).
 
 B batch, T tokens, g tokens of a segment, D model width, L layers.
 """

@@ -1,4 +1,7 @@
-"""Causal attention, with the keys and values of the past as its state."""
+"""Causal attention, with the keys and values of the past as its state.
+
+Vaswani et al., "Attention Is All You Need", NIPS 2017, arXiv 1706.03762.
+"""
 
 import jax
 import jax.numpy as jnp

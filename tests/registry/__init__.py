@@ -4,13 +4,19 @@ A family's rows stand in `tests/registry/<family>.py`. Keep them tiny: a row has
 """
 
 import dataclasses
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+import memjax
 from memjax.core import Context, Memory
 from memjax.testing.task import Task
+
+NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +76,21 @@ def rows() -> list[Row]:
   if twice:
     raise ValueError(f"two registry rows are called {', '.join(twice)}")
   return found
+
+
+def public_memories():
+  """Every concrete public `Memory` of memjax."""
+  found = set()
+  for part in pkgutil.iter_modules(memjax.__path__):
+    if part.name in NOT_MEMORIES:
+      continue
+    names = [f"memjax.{part.name}"]
+    names += [
+      m.name for m in pkgutil.walk_packages([f"{memjax.__path__[0]}/{part.name}"], f"{names[0]}.")
+    ]
+    for name in names:
+      found |= {
+        value for _, value in inspect.getmembers(importlib.import_module(name), inspect.isclass)
+      }
+  own = [c for c in found if issubclass(c, Memory) and c.__module__.startswith("memjax.")]
+  return {c for c in own if not inspect.isabstract(c) and not c.__name__.startswith("_")}

@@ -1,17 +1,11 @@
 """The laws on every row of the registry."""
 
-import importlib
-import inspect
-import pkgutil
-
 import jax
 import pytest
 from flax import nnx
 
-import memjax
-from memjax.core import Memory
 from memjax.testing import FAST, LAWS, report
-from tests.registry import Row, rows
+from tests.registry import Row, public_memories, rows
 from tests.testing.changed import changed
 
 ROWS = rows()
@@ -25,7 +19,6 @@ VARIANTS = {
   "product-keys-batch", "product-keys-layer", "memory-plus-pool", "peer-batch", "ultramem-plain",
   "ultramem-v2-ring", "mlp-memory-gated", "rmt-around-memories", "rmt-causal-remat",
 }  # fmt: skip
-NOT_MEMORIES = {"data", "tasks", "testing", "training"}  # parts of memjax that define none
 
 
 def run(row: Row, laws, record_property, share: float):
@@ -69,24 +62,6 @@ def test_other_laws(row, record_property):
 def test_laws_in_tree_mode(row, record_property):
   with nnx.set_graph_mode(False):
     run(row, FAST, record_property, row.share)
-
-
-def public_memories():
-  """Every concrete public `Memory` of memjax."""
-  found = set()
-  for part in pkgutil.iter_modules(memjax.__path__):
-    if part.name in NOT_MEMORIES:
-      continue
-    names = [f"memjax.{part.name}"]
-    names += [
-      m.name for m in pkgutil.walk_packages([f"{memjax.__path__[0]}/{part.name}"], f"{names[0]}.")
-    ]
-    for name in names:
-      found |= {
-        value for _, value in inspect.getmembers(importlib.import_module(name), inspect.isclass)
-      }
-  own = [c for c in found if issubclass(c, Memory) and c.__module__.startswith("memjax.")]
-  return {c for c in own if not inspect.isabstract(c) and not c.__name__.startswith("_")}
 
 
 def test_every_public_memory_has_a_row():
