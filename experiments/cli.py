@@ -113,9 +113,9 @@ def run_on_workdir(main: Callable, define: Callable = lambda: None) -> None:
   _run(start)
 
 
-def run_on_folder(main: Callable, define: Callable = lambda: None) -> None:
+def run_on_folder(main: Callable, define: Callable = lambda: None, *, make: bool = False) -> None:
   """Runs `main(workdir)` on the folder of a run, whether or not it has a configuration that can be
-  read; `define` defines further flags."""
+  read; `define` defines further flags. With `make` the folder need not be there yet."""
   folder = flags.DEFINE_string("workdir", None, "folder of a training run")
   define()
 
@@ -124,7 +124,10 @@ def run_on_folder(main: Callable, define: Callable = lambda: None) -> None:
     if folder.value is None:
       fail("give the folder of a run: --workdir=DIR")
     workdir = pathlib.Path(folder.value)
-    if not workdir.is_dir():
+    if make:
+      with one_line():
+        workdir.mkdir(parents=True, exist_ok=True)
+    elif not workdir.is_dir():
       fail(f"--workdir={workdir}: there is no such folder")
     main(workdir)
 

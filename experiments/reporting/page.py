@@ -2,14 +2,13 @@
 
 import base64
 import datetime
-import html
 import json
 import statistics
 
 from experiments.reporting.charts import Line, chart
 from experiments.reporting.collect import Model, Run
+from experiments.reporting.document import document, table, text
 from experiments.reporting.markdown import markdown
-from experiments.reporting.style import CSS
 
 AXES = ("step", "tokens", "seconds", "sequences", "exposures", "epoch")
 SPEED = ("tokens_per_second", "tokens_per_second_per_chip", "mfu")
@@ -23,7 +22,6 @@ TITLES = {
   "slots_read": "slots read, effectively",
   "slots_written": "slots written, effectively",
 }
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(run: Run, now: datetime.datetime | None = None) -> str:
@@ -35,25 +33,7 @@ def page(run: Run, now: datetime.datetime | None = None) -> str:
     _panel("Gradients", run, HEALTH), _memories(run), _samples(run), _results(run),
     _checkpoints(run), _settings(run),
   ]  # fmt: skip
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    f"<title>{_text(name)}</title><style>{CSS}</style></head><body><main>"
-    + "\n".join(section for section in sections if section)
-    + "</main></body></html>\n"
-  )
-
-
-def _text(value) -> str:
-  """Escaped; characters that a page may not hold are replaced."""
-  return html.escape("".join(map(_visible, str(value))))
-
-
-def _visible(c: str) -> str:
-  code = ord(c)
-  lost = code < 32 and c not in "\n\t" or 0x7F <= code < 0xA0
-  return "\ufffd" if lost or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE else c
+  return document(name, sections)
 
 
 def _head(run: Run, name: str, now: datetime.datetime) -> str:
@@ -67,8 +47,8 @@ def _head(run: Run, name: str, now: datetime.datetime) -> str:
     else ""
   ]
   parts += [f"this page {now:%Y-%m-%d %H:%M}"]
-  notes = "".join(f"<p>{_text(note)}</p>" for note in run.notes)
-  return f'<h1>{_text(name)}</h1><p class="soft">{_text(" · ".join(p for p in parts if p))}</p>' + (
+  notes = "".join(f"<p>{text(note)}</p>" for note in run.notes)
+  return f'<h1>{text(name)}</h1><p class="soft">{text(" · ".join(p for p in parts if p))}</p>' + (
     f'<div class="notes">{notes}</div>' if notes else ""
   )
 
@@ -96,7 +76,7 @@ def _summary(run: Run) -> str:
   for model in models:
     step, cells = model.step, []
     share = min(1.0, step / total) if isinstance(total, int) and total else None
-    cells += [_text(model.name), f"{step:,}" + (f" of {total:,}" if share is not None else "")]
+    cells += [text(model.name), f"{step:,}" + (f" of {total:,}" if share is not None else "")]
     width = f'<div class="bar"><b style="width:{share:.1%}"></b></div>' if share is not None else ""
     cells += [width, _time((model.column("seconds") or [0])[-1])]
     for name in names:
@@ -108,22 +88,14 @@ def _summary(run: Run) -> str:
     rows.append(cells)
   empty = {i for i, n in enumerate(columns) if all(row[i] in ("-", "") for row in rows)}
   keep = [i for i in range(len(columns)) if i not in empty]
-  table = [[row[i] for i in keep] for row in rows]
-  return "<h2>Where it stands</h2>" + _table([_text(columns[i]) for i in keep], table)
+  kept = [[row[i] for i in keep] for row in rows]
+  return "<h2>Where it stands</h2>" + table([text(columns[i]) for i in keep], kept)
 
 
 def _time(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _table(columns: list[str], rows: list[list[str]], kind: str = "") -> str:
-  """Cells are HTML already."""
-  head = "".join(f"<th>{cell}</th>" for cell in columns)
-  body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-  head = f"<thead><tr>{head}</tr></thead>" if columns else ""
-  return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def _lines(models: list[Model], name: str, axis: str) -> list[Line]:
@@ -195,7 +167,7 @@ def _samples(run: Run) -> str:
   for model in run.models:
     if not model.samples:
       continue
-    parts.append(f"<h3>{_text(model.name)}</h3>{_sample(model.samples[-1])}")
+    parts.append(f"<h3>{text(model.name)}</h3>{_sample(model.samples[-1])}")
     earlier = "".join(_sample(sample) for sample in reversed(model.samples[:-1]))
     if earlier:
       count = len(model.samples) - 1
@@ -206,15 +178,15 @@ def _samples(run: Run) -> str:
 def _sample(sample: dict) -> str:
   return (
     f'<p class="soft">step {sample["step"]:,}</p>'
-    f"<pre><b>{_text(sample['prompt'])}</b>{_text(sample['text'])}</pre>"
+    f"<pre><b>{text(sample['prompt'])}</b>{text(sample['text'])}</pre>"
   )
 
 
 def _results(run: Run) -> str:
-  parts = [f"<h2>Result</h2>{markdown(run.report, _text)}"] if run.report else []
+  parts = [f"<h2>Result</h2>{markdown(run.report, text)}"] if run.report else []
   if run.pictures:
     images = "".join(
-      f'<p>{_text(name)}</p><img alt="{_text(name)}" src="data:image/png;base64,'
+      f'<p>{text(name)}</p><img alt="{text(name)}" src="data:image/png;base64,'
       f'{base64.b64encode(data).decode()}">'
       for name, data in run.pictures.items()
     )
@@ -229,18 +201,18 @@ def _checkpoints(run: Run) -> str:
       when = datetime.datetime.fromtimestamp(saved.time)
       metric = "-" if saved.metric is None else f"{saved.metric:.6g}"
       size = f"{saved.size / 1e6:,.1f} MB"
-      rows.append([_text(model.name), f"{saved.step:,}", metric, size, f"{when:%Y-%m-%d %H:%M}"])
+      rows.append([text(model.name), f"{saved.step:,}", metric, size, f"{when:%Y-%m-%d %H:%M}"])
   columns = ["model", "step", "metric", "size", "saved"]
-  return "<h2>Checkpoints</h2>" + _table(columns, rows) if rows else ""
+  return "<h2>Checkpoints</h2>" + table(columns, rows) if rows else ""
 
 
 def _settings(run: Run) -> str:
   parts = []
   for title, values in (("Configuration", run.config), ("Environment", run.environment)):
     if values:
-      rows = [[_text(name), _text(value)] for name, value in _fields(values)]
+      rows = [[text(name), text(value)] for name, value in _fields(values)]
       parts.append(
-        f"<details><summary>{title}</summary>{_table([], rows, 'fields')}</details>"
+        f"<details><summary>{title}</summary>{table([], rows, 'fields')}</details>"
       )  # fmt: skip
   return "<h2>Settings</h2>" + "".join(parts) if parts else ""
 

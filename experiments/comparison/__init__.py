@@ -1,0 +1,1 @@
+"""Memories side by side on the same tasks: what `experiments.compare` is made of."""

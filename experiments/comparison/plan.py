@@ -1,0 +1,122 @@
+"""Which cells a comparison has, and what each is: a task, a memory, sizes, a way to train."""
+
+import dataclasses
+import hashlib
+
+from experiments.comparison import memories, shell, tasks
+from experiments.comparison.program import Training
+from experiments.comparison.shell import Candidate, Ports, Size
+from experiments.comparison.tasks import Setup
+
+RATES = (1e-3, 2e-3, 5e-3, 1e-2)
+RATES_WIDE = (3e-4, 1e-3, 3e-3, 1e-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """A named amount of work.
+
+  Attributes:
+    size: of all models.   rates: learning rates.   batch: examples of a step.
+    examples: of a test setting.   walkers: of a stream.
+  """
+
+  size: Size
+  rates: tuple[float, ...] = RATES_WIDE
+  batch: int = 24
+  block: int = 50
+  examples: int = 100
+  walkers: int = 20
+
+
+BUDGETS = {
+  "tiny": Budget(
+    Size(dim=8, depth=1, heads=2, segment=4, conv=3, state=512, parameters=1500),
+    rates=(1e-3, 1e-2), batch=4, block=3, examples=4, walkers=4,
+  ),
+  "small": Budget(Size()),
+  "medium": Budget(
+    Size(dim=64, depth=2, heads=2, segment=16, state=16384, parameters=160_000), batch=64,
+    examples=250, walkers=50,
+  ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One memory on one task.
+
+  Attributes:
+    setup: the task.   memory: its name.   size: with the state that the name asks for.
+    hidden: width of the feed-forwards.   config: hash of all that decides the result.
+  """
+
+  setup: Setup
+  memory: str
+  size: Size
+  candidate: Candidate
+  hidden: int
+  training: Training
+  budget: Budget
+  config: str
+
+  @property
+  def name(self) -> str:
+    """Of its files."""
+    memory = self.memory.replace(":", ".").replace("@", "_at_")
+    return f"{self.setup.name}--{memory}--{self.config}"
+
+  @property
+  def ports(self) -> Ports:
+    return shell.ports(self.setup.train[0])
+
+  def make(self, key):
+    """The model with parameters drawn from `key`."""
+    return shell.build(self.ports, self.candidate, self.size, self.hidden, key)
+
+
+def cells(
+  task_names: list[str], memory_names: list[str], budget_name: str, seeds: int, **changes
+) -> list[Cell]:
+  """All cells, task by task.
+
+  Args:
+    changes: `steps`, `batch`, `conv`, `rates` in place of the budget's; None changes nothing.
+
+  Raises:
+    ValueError: an unknown name; a task whose settings differ in what goes in and comes out.
+  """
+  changes = {name: value for name, value in changes.items() if value is not None}
+  budget = BUDGETS[budget_name]
+  size = dataclasses.replace(budget.size, conv=changes.pop("conv", budget.size.conv))
+  found = []
+  fitted = {}
+  for memory in memory_names:
+    own = memories.sized(memory, size)
+    candidate = memories.candidate(memory, own)
+    fitted[memory] = own, candidate, shell.fitting_hidden(candidate, own)
+  for task in task_names:
+    setup = tasks.setup(task, budget_name)
+    check_ports(setup)
+    for memory, (own, candidate, hidden) in fitted.items():
+      training = Training(
+        rates=changes.get("rates", budget.rates), seeds=tuple(range(seeds)),
+        steps=changes.get("steps", setup.steps), batch=changes.get("batch", budget.batch),
+        block=budget.block,
+      )  # fmt: skip
+      settings = dataclasses.replace(setup, details=None)
+      told = repr((settings, memory, own, hidden, training, budget.examples, budget.walkers))
+      config = hashlib.sha256(told.encode()).hexdigest()[:8]
+      found.append(Cell(setup, memory, own, candidate, hidden, training, budget, config))
+  return found
+
+
+def check_ports(setup: Setup) -> None:
+  """Raises ValueError if the settings of a task differ in what goes in and comes out."""
+  first = shell.ports(setup.train[0])
+  for task in (*setup.train, *(test.task for test in setup.tests)):
+    if shell.ports(task) != first:
+      raise ValueError(
+        f"the settings of task {setup.name} differ in what goes in and comes out: {first} in "
+        f"{setup.train[0]}, {shell.ports(task)} in {task}; give all the same vocab"
+      )
