@@ -1,1 +1,1 @@
-"""Ops for memories: a definition, an XLA form and Pallas kernels each.  Needs nothing but JAX."""
+"""Ops for memories: a definition, an XLA form and Pallas kernels each. Needs nothing but JAX."""

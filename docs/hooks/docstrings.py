@@ -4,12 +4,14 @@ Its items name several arguments at once (`slots, width: N and W.`), or stand si
 spaces apart; its equations are indented or aligned. The usual parsers lose both.
 """
 
+import ast
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Callable
 
-SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields):$")
+SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Warns|Yields):$")
 NAME = r"[*`]{0,2}[A-Za-z_][\w.]*`?"
 ITEM = re.compile(rf"({NAME}(?:, {NAME})*): +(.*)", re.S)
 BESIDE = re.compile(rf" {{3,}}(?={NAME}(?:, {NAME})*: )")
@@ -18,6 +20,7 @@ CODE = re.compile(r"(`[^`]+`)")
 PAPER = re.compile(r"\b(arXiv\s+)(\d{4}\.\d{4,5})")
 
 Link = Callable[[str], str]
+Block = tuple[str, str]  # "indented", "aligned" or "" for prose; its text
 
 
 def markdown(text: str | None, link: Link = lambda code: code) -> str:
@@ -28,19 +31,20 @@ def markdown(text: str | None, link: Link = lambda code: code) -> str:
     link: what becomes of a piece of code, given with its backticks.
   """
   lines = inspect.cleandoc(text or "").splitlines()
-  parts, at = [], 0
+  parts: list[Block] = []
+  at = 0
   while at < len(lines):
     end = at + 1
     if SECTION.match(lines[at]):
       while end < len(lines) and (lines[end].startswith(" ") or not lines[end]):
         end += 1
-      parts.append(_section(lines[at][:-1], lines[at + 1 : end], link))
+      parts.append(("", _section(lines[at][:-1], lines[at + 1 : end], link)))
     elif lines[at]:
       while end < len(lines) and lines[end] and not SECTION.match(lines[end]):
         end += 1
       parts += _paragraph(lines[at:end], link)
     at = end
-  return "\n\n".join(_joined(parts))
+  return "\n\n".join(_fenced(parts))
 
 
 def prose(text: str, link: Link) -> str:
@@ -48,47 +52,56 @@ def prose(text: str, link: Link) -> str:
   pieces = CODE.split(text)
   pieces[1::2] = [link(piece) for piece in pieces[1::2]]
   pieces[::2] = [
-    re.sub(r"([*_|]|\](?=[(\[]))", r"\\\1", p).replace("<", "&lt;") for p in pieces[::2]
+    re.sub(r"(\*\*[^*\n]+\*\*)|([*_|]|\](?=[(\[]))", _literal, p).replace("<", "&lt;")
+    for p in pieces[::2]
   ]
   pieces[::2] = [PAPER.sub(r"\1[\2](https://arxiv.org/abs/\2)", piece) for piece in pieces[::2]]
   return "".join(pieces)
 
 
-def _paragraph(lines: list[str], link: Link) -> list[str]:
+def _literal(match: re.Match) -> str:
+  """A sign that means itself; what is emphasised stays so."""
+  return match[1] or "\\" + match[2]
+
+
+def _paragraph(lines: list[str], link: Link) -> list[Block]:
   """Lines up to an empty one: prose, equations, or one after the other."""
-  found: list[tuple[bool, list[str]]] = []
-  for line in lines:
-    fixed = line.startswith("  ")
-    if not found or found[-1][0] != fixed:
-      found.append((fixed, []))
-    found[-1][1].append(line)
   if sum(bool(ALIGNED.search(line)) for line in lines) * 2 >= len(lines):
-    found = [(True, lines)]
-  return [
-    "```text\n" + textwrap.dedent("\n".join(part)) + "\n```"
-    if fixed
-    else prose("\n".join(part), link)
-    for fixed, part in found
-  ]
+    kind = "indented" if all(line.startswith("  ") for line in lines) else "aligned"
+    return [(kind, "\n".join(lines))]
+  found: list[Block] = []
+  for kind, part in itertools.groupby(lines, lambda line: line.startswith("  ")):
+    text = "\n".join(part)
+    found.append(("indented", text) if kind else ("", prose(text, link)))
+  return found
 
 
-def _joined(parts: list[str]) -> list[str]:
-  """Blocks of equations that follow each other are one."""
-  joined: list[str] = []
-  for part in parts:
-    if joined and part.startswith("```text") and joined[-1].startswith("```text"):
-      joined[-1] = joined[-1].removesuffix("\n```") + "\n\n" + part.removeprefix("```text\n")
-    else:
-      joined.append(part)
-  return joined
+def _fenced(blocks: list[Block]) -> list[str]:
+  """Markdown of blocks; indented ones that follow each other are one."""
+  found = []
+  for kind, group in itertools.groupby(blocks, lambda block: block[0]):
+    parts = [text for _, text in group]
+    if kind == "indented":
+      parts = ["\n\n".join(parts)]
+    found += [_fence(textwrap.dedent(part)) for part in parts] if kind else parts
+  return found
+
+
+def _fence(text: str) -> str:
+  """Equations, or Python if it is that and calls something."""
+  try:
+    example = "(" in text and bool(ast.parse(text))
+  except SyntaxError:
+    example = False
+  return f"```{'python' if example else 'text'}\n{text}\n```"
 
 
 def _section(name: str, lines: list[str], link: Link) -> str:
   body = inspect.cleandoc("\n".join(["", *lines]))
   if not _items(body):
-    return f"**{name}**\n\n" + "\n\n".join(
-      block for text in re.split(r"\n\n+", body) for block in _paragraph(text.splitlines(), link)
-    )
+    paragraphs = re.split(r"\n\n+", body)
+    blocks = [block for text in paragraphs for block in _paragraph(text.splitlines(), link)]
+    return "\n\n".join([f"**{name}**", *_fenced(blocks)])
   rows = []
   for names, text in _items(body):
     shown = ", ".join(f"`{n.strip('`')}`" for n in names.split(", "))

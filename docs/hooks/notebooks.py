@@ -132,7 +132,7 @@ def math(text: str) -> str:
   from latex2mathml.converter import convert
 
   def block(match: re.Match) -> str:
-    return convert(match[1], display="block")
+    return f'<div class="formula">{convert(match[1], display="block")}</div>'
 
   def inline(match: re.Match) -> str:  # `<math>` at a line's start would be a block
     return f"<span>{convert(match[1])}</span>"
