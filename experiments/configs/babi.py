@@ -20,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
   config.seed = 0
   config.restarts = 10  # trained at once, on the same batches
   config.batch_size = 32
+  config.optimizer = "sgd"  # sgd | adam
   config.clip = 40.0  # of the norm of each matrix; the loss is summed over the batch
 
   config.data = data = config_dict.ConfigDict()
@@ -28,9 +29,12 @@ def get_config() -> config_dict.ConfigDict:
   data.validation = 0.1  # share of the training questions
 
   config.model = model = config_dict.ConfigDict()
+  model.memory = "memn2n"  # memn2n | memo | pmi
   model.dim = 50
   model.slots = 50
-  model.hops = 3
+  model.hops = 3  # memo: at most; pmi: layers
+  model.heads = 4  # memo, pmi
+  model.dropout = 0.0  # memo, pmi
   model.tying = "adjacent"  # adjacent | layerwise
   model.position = "centred"  # centred | paper | "" (bag of words)
   model.temporal = True

@@ -1,6 +1,7 @@
 """bAbI: end-to-end memory networks on the real files, trained jointly on all tasks, in several
 restarts of which the one with the least training error counts (arXiv 1503.08895)."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,6 +13,7 @@ from flax import nnx
 
 from experiments import cli, models
 from experiments.console import console, table
+from experiments.jobs import babi_models
 from experiments.jobs.text import profiling
 from experiments.metrics import WATCHING, MetricsWriter
 from experiments.usage import PREFIX, memory_usage
@@ -57,24 +59,29 @@ def gather(questions: babi.Questions, rows) -> dict[str, np.ndarray]:
   }
 
 
-def logits(net: EndToEndMemoryNetwork, batch, key) -> jax.Array:
+def logits(net, batch, key) -> jax.Array:
   """`[B, answers]`, each sentence of the batch being embedded once."""
   stories = jnp.take(net.encode(batch["sentences"]), batch["story"], axis=0)
   return net.answer(batch["question"], stories, batch["count"], context=Context(key=key))
 
 
-def make_loss(linear: bool):
-  """The loss of a stack of restarts `[R, ...]` on one batch, each with a noise of its own."""
+def started(nets, linear: bool):
+  """Networks with or without a softmax over their slots, of which only `memn2n` has a choice."""
+  return replace(nets, linear=linear) if isinstance(nets, EndToEndMemoryNetwork) else nets
+
+
+def make_loss(linear: bool, *, same_noise: bool = False):
+  """The loss of a stack of restarts `[R, ...]` on one batch, each with a noise of its own or, which
+  is cheaper to draw, all with the same."""
 
   def one(net, batch, key):
-    answers = logits(net, batch, key)
-    nats = optax.softmax_cross_entropy_with_integer_labels(answers, batch["answer"])
-    return jnp.sum(nats), jnp.mean(jnp.argmax(answers, axis=-1) != batch["answer"])
+    nats, wrong = babi_models.loss(net, batch, key)
+    return jnp.sum(nats), jnp.mean(wrong)
 
   def loss(nets, memory, batch, key):
-    nets = replace(nets, linear=linear)
-    keys = jax.random.split(key, jax.tree.leaves(nets)[0].shape[0])
-    nats, wrong = jax.vmap(one, in_axes=(0, None, 0))(nets, batch, keys)
+    nets = started(nets, linear)
+    keys = key if same_noise else jax.random.split(key, jax.tree.leaves(nets)[0].shape[0])
+    nats, wrong = jax.vmap(one, in_axes=(0, None, None if same_noise else 0))(nets, batch, keys)
     # Restarts share no parameter: the sum trains each on its own loss, summed over the batch.
     metrics = {"error": jnp.mean(wrong), "least_error": jnp.min(wrong)}
     return training.LossOutput(jnp.sum(nats), jnp.float32(1), memory, metrics)
@@ -82,15 +89,15 @@ def make_loss(linear: bool):
   return loss
 
 
-def clipped_sgd(rate: optax.Schedule, clip: float) -> optax.GradientTransformation:
-  """SGD with the norm of each matrix of each restart clipped."""
+def clipped(rate: optax.Schedule, clip: float, optimizer: str = "sgd"):
+  """SGD, or Adam, with the norm of each matrix of each restart clipped."""
 
   def cut(g):
-    norm = jnp.sqrt(jnp.sum(jnp.square(g), axis=(1, 2), keepdims=True))
+    norm = jnp.sqrt(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)), keepdims=True))
     return g * jnp.minimum(1, clip / jnp.maximum(norm, 1e-12))
 
   clipping = optax.stateless(lambda updates, params: jax.tree.map(cut, updates))
-  return optax.chain(clipping, optax.sgd(rate))
+  return optax.chain(clipping, {"sgd": optax.sgd, "adam": optax.adam}[optimizer](rate))
 
 
 def errors(nets, questions: babi.Questions, size: int = 250) -> np.ndarray:
@@ -116,43 +123,49 @@ def errors(nets, questions: babi.Questions, size: int = 250) -> np.ndarray:
   return np.stack([found[:, questions.task == task].mean(axis=1) for task in tasks], axis=1)
 
 
-def read_files(config):
-  """Training, validation and test questions, the number of ids, and the longest sentence."""
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Questions of some tasks, the number of ids, words of the longest sentence, and sentences of the
+  longest story, as far as a network has slots."""
+
+  train: babi.Questions
+  validation: babi.Questions
+  test: babi.Questions
+  vocab: int
+  words: int
+  slots: int
+
+
+def read_files(config, tasks: tuple[int, ...]) -> Data:
+  """The questions of `tasks`, with a vocabulary of their own."""
   if not config.data.path:
     raise ValueError(
       "config.data.path is empty; give the folder of the bAbI files, such as "
       "--config.data.path=tasks_1-20_v1-2/en"
     )
-  tasks = config.data.tasks or babi.TASKS
   files = {
     split: {task: babi.load(config.data.path, task, split) for task in tasks}
     for split in ("train", "test")
   }
   every = (e for split in files.values() for examples in split.values() for e in examples)
   known, length = babi.vocabulary(every)
-  arrays = functools.partial(babi.to_arrays, known=known, slots=config.model.slots, length=length)
+  longest = max(len(e.story) for examples in files["train"].values() for e in examples)
+  slots = min(config.model.slots, longest)
+  arrays = functools.partial(babi.to_arrays, known=known, slots=slots, length=length)
   train, test = arrays(files["train"]), arrays(files["test"])
   order = np.random.default_rng(config.seed).permutation(len(train))
   held = int(config.data.validation * len(train))
-  return train.take(np.sort(order[held:])), train.take(order[:held]), test, len(known), length
+  kept, held_out = train.take(np.sort(order[held:])), train.take(order[:held])
+  return Data(kept, held_out, test, len(known), length, slots)
 
 
-def build(config, vocab: int, words: int) -> EndToEndMemoryNetwork:
+def build(config, data: Data):
   """All restarts as one network with stacked parameters `[R, ...]`."""
-  made = config.model
-
-  def make(key):
-    return EndToEndMemoryNetwork(
-      vocab, made.dim, slots=made.slots, words=words, hops=made.hops, tying=made.tying,
-      position=made.position or None, temporal=made.temporal,
-      answers=vocab + made.slots * made.temporal, noise=made.noise,
-      mask_empty=made.mask_empty, rngs=nnx.Rngs(params=key),
-    )  # fmt: skip
-
+  make = lambda key: babi_models.make(config, data, nnx.Rngs(params=key))  # noqa: E731
   return jax.vmap(make)(jax.random.split(jax.random.key(config.seed), config.restarts))
 
 
-def ask(net: EndToEndMemoryNetwork, memory, batch):
+def ask(net, memory, batch):
   """Answers a batch with one network, for `memory_usage`."""
   logits(net, batch, None)
   return memory
@@ -192,11 +205,11 @@ def train(config, workdir: pathlib.Path, nets, questions, validation, stop):
     rate = optax.exponential_decay(
       part.learning_rate, part.halve_every * steps, 0.5, staircase=True
     )
-    optimizer = clipped_sgd(rate, config.clip)
+    optimizer = clipped(rate, config.clip, config.optimizer)
 
     def evaluate(state, linear=linear):
-      found = errors(replace(state.model, linear=linear), validation).mean(axis=1)
-      best = jax.tree.map(lambda a: a[found.argmin()], replace(state.model, linear=linear))
+      found = errors(started(state.model, linear), validation).mean(axis=1)
+      best = jax.tree.map(lambda a: a[found.argmin()], started(state.model, linear))
       used = memory_usage(best, [watched], ask)
       return {"loss": float(found.min()), "mean_error": float(found.mean())} | used
 
@@ -223,37 +236,39 @@ def train(config, workdir: pathlib.Path, nets, questions, validation, stop):
 def run(config, workdir: pathlib.Path) -> bool:
   """Trains all restarts and reports. Returns False when a signal stopped it."""
   with cli.one_line():
-    questions, validation, test, vocab, words = read_files(config)
-    nets = build(config, vocab, words)
+    data = read_files(config, tuple(config.data.tasks or babi.TASKS))
+    nets = build(config, data)
   parameters = models.parameters(nets) // config.restarts
   console.print(
-    f"{len(questions):,} questions to train on, {len(validation):,} to validate, {len(test):,} to "
-    f"test; {vocab} ids, {config.restarts} networks of {parameters:,} parameters"
+    f"{len(data.train):,} questions to train on, {len(data.validation):,} to validate, "
+    f"{len(data.test):,} to test; {data.vocab} ids, {config.restarts} networks of {parameters:,} "
+    "parameters"
   )
   with training.StopOnSignal() as stop:
-    nets = train(config, workdir, nets, questions, validation, stop)
+    nets = train(config, workdir, nets, data.train, data.validation, stop)
   if nets is None:
     return False
-  report(workdir, errors(nets, questions), errors(nets, test), list(dict.fromkeys(test.task)))
+  tasks = list(dict.fromkeys(data.test.task.tolist()))
+  best = int(errors(nets, data.train).mean(axis=1).argmin())
+  report(workdir, np.full(len(tasks), best), errors(nets, data.test), tasks)
   return True
 
 
-def report(workdir: pathlib.Path, fitted: np.ndarray, found: np.ndarray, tasks: list[int]) -> None:
-  """Test errors `found [R, tasks]` by task: of the restart with the least training error, and of
-  all."""
-  best = int(fitted.mean(axis=1).argmin())
-  rows = [
-    [f"qa{task}", f"{e[best]:.1%}", f"{e.mean():.1%}", f"{e.min():.1%}", f"{e.max():.1%}"]
-    for task, e in zip(tasks, found.T, strict=True)
-  ]
-  mean = found.mean(axis=1)
-  rows += [
-    ["mean", f"{mean[best]:.1%}", f"{mean.mean():.1%}", f"{mean.min():.1%}", f"{mean.max():.1%}"],
-    ["failed (over 5%)", *(str(int((e > 0.05).sum())) for e in (found[best], found.mean(axis=0)))]
-    + ["", ""],
-  ]
-  columns = ["task", f"restart {best}", "mean", "least", "most"]
-  title = f"Test error; restart {best} of {len(found)} has the least training error"
+def report(workdir: pathlib.Path, best: np.ndarray, found: np.ndarray, tasks: list[int]) -> None:
+  """Test errors `found [R, tasks]` by task: of the restart `best [tasks]`, that with the least
+  training error, and of all."""
+  chosen = np.take_along_axis(found, best[None], axis=0)[0]
+
+  def row(name, restart, least, e):
+    return [name, restart, *(f"{share:.1%}" for share in (least, e.mean(), e.min(), e.max()))]
+
+  each = zip(tasks, best, chosen, found.T, strict=True)
+  rows = [row(f"qa{task}", f"{restart}", least, e) for task, restart, least, e in each]
+  rows.append(row("mean", "", chosen.mean(), found.mean(axis=1)))
+  failed = [str(int((e > 0.05).sum())) for e in (chosen, found.mean(axis=0))]
+  rows.append(["failed (over 5%)", "", *failed, "", ""])
+  columns = ["task", "restart", "its error", "mean", "least", "most"]
+  title = f"Test error of the restart, of {len(found)}, with the least training error, and of all"
   text = table(title, columns, rows)
   (workdir / "report.md").write_text(text)
   np.savetxt(workdir / "errors.csv", found, fmt="%.4f", delimiter=",")

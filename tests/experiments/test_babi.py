@@ -1,14 +1,19 @@
 """The bAbI recipe on files made here."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments.configs import babi as recipe
 from experiments.jobs import babi as job
+from experiments.jobs import babi_apart as apart
 from experiments.metrics import read
+from memjax import training
 from memjax.core import replace
 from memjax.tasks import babi
 
+TASKS = (1, 2)
 ROOMS, ACTORS = ("hall", "barn", "yard"), ("Ann", "Bob")
 
 
@@ -30,7 +35,7 @@ def write_task(folder, task, questions, seed):
 def tiny(folder):
   config = recipe.get_config()
   config.update({"restarts": 2, "batch_size": 8})
-  config.data.update({"path": str(folder), "tasks": (1, 2)})
+  config.data.update({"path": str(folder), "tasks": TASKS})
   config.model.update({"dim": 4, "slots": 5, "hops": 2})
   for phase in ("linear", "softmax"):
     config[phase].update({"epochs": 1, "halve_every": 1})
@@ -41,7 +46,7 @@ def tiny(folder):
 
 @pytest.fixture
 def files(tmp_path):
-  for task in (1, 2):
+  for task in TASKS:
     write_task(tmp_path, task, 30, task)
   return tmp_path
 
@@ -59,10 +64,67 @@ def test_a_small_run(files, capsys):
   assert not any(name.startswith("memory/") for name in row)
 
 
+def test_a_network_for_each_task(files, capsys):
+  config, workdir = tiny(files), files / "apart"
+  config.enough = 1.0  # the first evaluation ends a phase
+  config.linear.epochs, config.softmax.epochs = 0, 2
+  (workdir / "qa1").mkdir(parents=True)  # a task that had ended is not trained again
+  np.savetxt(workdir / "qa1/errors.csv", [[0.2, 0.1], [0.3, 0.7]], delimiter=",")
+  assert apart.run(config, workdir) is True
+  shown = capsys.readouterr().out
+  assert "qa2  softmax  epoch 1/2" in shown and "epoch 2/2" not in shown and "qa1:" not in shown
+  assert np.loadtxt(workdir / "errors.csv", delimiter=",").shape == (2, 2)
+  assert "| qa1 | 1 | 70.0% | 50.0% | 30.0% | 70.0% |" in (workdir / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_epoch_in_one_call_is_its_steps(files):
+  config = tiny(files)
+  data = job.read_files(config, (1,))
+  optimizer = job.clipped(optax.constant_schedule(0.01), config.clip)
+  step = training.make_train_step(job.make_loss(linear=False), optimizer)
+  start = lambda: training.init_train_state(  # noqa: E731
+    job.build(config, data), optimizer, key=jax.random.key(0)
+  )
+  batches = next(apart.Epochs(data.train, 8, seed=0))
+  state, _ = apart.whole(step)(start(), batches)
+  expected = start()
+  for index in range(len(data.train) // 8):
+    asked = {name: a[index] for name, a in batches["asked"].items()}
+    expected, _ = step(expected, asked | {"sentences": batches["sentences"]})
+  for name, a in expected.params.items():
+    np.testing.assert_allclose(state.params[name], a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["memo", "pmi"])
+def test_other_memories_answer_and_train(files, memory):
+  config = tiny(files)
+  config.model.update({"memory": memory, "dim": 4, "heads": 2, "dropout": 0.1})
+  with pytest.raises(ValueError, match="linear.epochs=1 must be 0"):
+    job.build(config, job.read_files(config, (1,)))
+  config.linear.epochs = 0
+  data = job.read_files(config, (1,))
+  nets = job.build(config, data)
+  optimizer = job.clipped(optax.constant_schedule(0.01), config.clip, "adam")
+  state = training.init_train_state(nets, optimizer, key=jax.random.key(0))
+  step = training.make_train_step(job.make_loss(False), optimizer)
+  state, metrics = step(state, next(job.Batches(data.train, 8, seed=0)))
+  assert np.isfinite(metrics["loss"]) and metrics["streak"] == 0
+  net, batch = next(_unstack(state.model)), job.gather(data.test, np.arange(6))
+  answers = job.logits(net, batch, None)
+  assert job.errors(state.model, data.test.take(np.arange(6)))[0] == pytest.approx(
+    np.mean(np.asarray(answers).argmax(axis=-1) != batch["answer"])
+  )
+  # Slots beyond the story count for nothing.
+  more = batch | {"story": np.where(np.arange(5) < batch["count"][:, None], batch["story"], 1)}
+  np.testing.assert_allclose(job.logits(net, more, None), answers, rtol=1e-4, atol=1e-5)
+
+
 def test_batches_read_what_single_questions_read(files):
   config = tiny(files)
-  questions, _, _, vocab, words = job.read_files(config)
-  nets = job.build(config, vocab, words)
+  data = job.read_files(config, TASKS)
+  questions, nets = data.train, job.build(config, data)
   net = next(iter(_unstack(nets)))
   batch = next(job.Batches(questions, 6, seed=3))
   got = job.logits(net, batch, None)
@@ -75,20 +137,20 @@ def test_batches_read_what_single_questions_read(files):
 
 def test_errors_count_wrong_answers_by_task(files):
   config = tiny(files)
-  questions, _, test, vocab, words = job.read_files(config)
-  nets = replace(job.build(config, vocab, words), linear=True)
+  data = job.read_files(config, TASKS)
+  test, nets = data.test, replace(job.build(config, data), linear=True)
   found = job.errors(nets, test, size=7)
   assert found.shape == (2, 2)
   for restart, net in enumerate(_unstack(nets)):
     answers = job.logits(net, job.gather(test, np.arange(len(test))), None).argmax(axis=-1)
-    for task in (1, 2):
+    for task in TASKS:
       rows = test.task == task
       expected = np.mean(np.asarray(answers)[rows] != test.answer[rows])
       assert found[restart, task - 1] == pytest.approx(expected)
 
 
 def test_batches_go_on_where_they_were(files):
-  questions = job.read_files(tiny(files))[0]
+  questions = job.read_files(tiny(files), TASKS).train
   whole = job.Batches(questions, 4, seed=0)
   expected = [next(whole) for _ in range(4)][2:]
   first, second = job.Batches(questions, 4, seed=0), job.Batches(questions, 4, seed=0)
@@ -101,18 +163,14 @@ def test_batches_go_on_where_they_were(files):
 
 def test_the_path_is_asked_for():
   with pytest.raises(ValueError, match="config.data.path is empty"):
-    job.read_files(recipe.get_config())
+    job.read_files(recipe.get_config(), TASKS)
 
 
 def test_a_missing_task_is_named(files):
-  config = tiny(files)
-  config.data.tasks = (1, 9)
   with pytest.raises(babi.BabiError, match="qa9_"):
-    job.read_files(config)
+    job.read_files(tiny(files), (1, 9))
 
 
 def _unstack(nets):
-  import jax
-
   count = jax.tree.leaves(nets)[0].shape[0]
   return (jax.tree.map(lambda a, i=i: a[i], nets) for i in range(count))
