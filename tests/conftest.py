@@ -30,9 +30,27 @@ def unoptimised(config):
   return config.option.markexpr == "not slow" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 
 
+# The emitters that jax 0.10 uses by default take three times as long to compile; later ones have no
+# others. Optimised runs (slow tests, the newest jax) compile as users' programs do.
+CHEAP = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
 def pytest_configure(config):
   if unoptimised(config):
     jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):
+      compile_cheaply()
+
+
+def compile_cheaply():
+  """The flags are read once, for this process's CPU: not by libtpu, which knows fewer, and not by
+  the scripts that tests start."""
+  before = os.environ.get("XLA_FLAGS")
+  os.environ["XLA_FLAGS"] = f"{before or ''} {CHEAP}".strip()
+  jax.devices("cpu")
+  del os.environ["XLA_FLAGS"]
+  if before is not None:
+    os.environ["XLA_FLAGS"] = before
 
 
 MAPS = pathlib.Path("/proc/self/maps")

@@ -255,21 +255,28 @@ def _others(link):
 
 
 def _link_forward(link, precedence, write, read):
-  new = _linked(link, precedence, write)
-  backward = jnp.einsum("bkij,bri->brkj", new, read)
-  forward = jnp.einsum("bkij,brj->brki", new, read)
-  return (new, backward, forward), (link, precedence, write, read)
+  new, heads = _linked(link, precedence, write), link.shape[1]
+  reads = jnp.repeat(read[:, None], heads, axis=1)
+  ways = (jnp.swapaxes(a, 1, 2) for a in _along(new, reads, reads))
+  return (new, *ways), (link, precedence, write, read)
+
+
+def _along(link, rows, columns):
+  """`rows @ link` and `columns @ link^T`, of `[B, Wr, R, N]`: write heads are a batch axis, so that
+  matrices are read as they lie."""
+  back = jnp.einsum("bkri,bkij->bkrj", rows, link)
+  return back, jnp.einsum("bkrj,bkij->bkri", columns, link)
 
 
 def _link_backward(saved, cotangents):
   (link, precedence, write, read), (dnew, dbackward, dforward) = saved, cotangents
-  new = _linked(link, precedence, write)
-  dread = jnp.einsum("bkij,brkj->bri", new, dbackward)
-  dread = dread + jnp.einsum("bkij,brki->brj", new, dforward)
-  reads = jnp.broadcast_to(read[:, :, None, :], dforward.shape)
-  rows = jnp.concatenate([reads, dforward], axis=1)
-  columns = jnp.concatenate([dbackward, reads], axis=1)
-  d = (dnew + jnp.einsum("brki,brkj->bkij", rows, columns)) * _others(link)
+  new, heads = _linked(link, precedence, write), link.shape[1]
+  dbackward, dforward = (jnp.swapaxes(a, 1, 2) for a in (dbackward, dforward))
+  dread = sum(a.sum(1) for a in _along(new, dforward, dbackward))
+  reads = jnp.repeat(read[:, None], heads, axis=1)
+  rows = jnp.concatenate([reads, dforward], axis=2)
+  columns = jnp.concatenate([dbackward, reads], axis=2)
+  d = (dnew + jnp.einsum("bkri,bkrj->bkij", rows, columns)) * _others(link)
   lost = d * link
   dwrite = jnp.einsum("bkij,bkj->bki", d, precedence) - lost.sum(3) - lost.sum(2)
   dlink = (1 - write[:, :, :, None] - write[:, :, None, :]) * d

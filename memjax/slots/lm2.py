@@ -103,7 +103,8 @@ class LM2(Memory):
     variant: "shared", "paper" or "code".
     top_k: only the largest weights of r count, a token and head; they keep their values.
     dropout: rate on the weights of r; needs `context.key`.
-    remat: None, "full" or a `Replay`: what back-propagation keeps of the segments.
+    remat: "full", memory replay back-propagation: of a segment only the slots are kept, and it is
+      run again; weights need not be stored, and a step is no slower. None keeps all; or a `Replay`.
 
   Measures (`core.usage`) `read_peak` and `slots_read`. Traces (`inspect`) `read [B, T, H, N]`,
   `output_gate [B, T, D]`; of each segment `input_gate` and `forget_gate [B, T / g, N, D]`, and with
@@ -115,7 +116,7 @@ class LM2(Memory):
   def __init__(
     self, dim: int, *, attention: Callable[..., Memory] | None = None, slots: int = 2048,
     segment: int | None = None, heads: int = 8, variant: str = "shared", top_k: int | None = None,
-    dropout: float = 0.0, remat: str | Replay | None = None, param_dtype=jnp.float32,
+    dropout: float = 0.0, remat: str | Replay | None = "full", param_dtype=jnp.float32,
     rngs: nnx.Rngs,
   ):  # fmt: skip
     segment = slots if segment is None else segment

@@ -34,13 +34,16 @@ def split(layer: Linear, x: jax.Array, heads: int) -> jax.Array:
 def weights(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
   """`softmax(q k^T / sqrt(K))`: `[B, t, H, K], [B, s, H, K]`, mask `[B or 1, t or 1, s]` ->
   `[B, H, t, s]`."""
-  scores = bounded(jnp.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5, _SCORE)
+  q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
+  scores = bounded(jnp.einsum("bhtk,bhsk->bhts", q, k) * q.shape[-1] ** -0.5, _SCORE)
   return jax.nn.softmax(scores if mask is None else jnp.where(mask[:, None], scores, _UNSEEN), -1)
 
 
 def mix(weights: jax.Array, v: jax.Array) -> jax.Array:
   """`[B, H, t, s], [B, s, H, K] -> [B, t, D]`."""
-  y = jnp.einsum("bhts,bshk->bthk", weights, v)
+  # Heads before slots: in the other order a CPU multiplies with the slots' axis as rows, at a third
+  # of the speed.
+  y = jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights, jnp.swapaxes(v, 1, 2)), 1, 2)
   return y.reshape(*y.shape[:2], -1)
 
 

@@ -38,16 +38,19 @@ def attend(
   """
   # Scaled before: a product fused with the softmax's difference rounds otherwise than its maximum.
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  scores = jnp.einsum("bthk,bshk->bths", q * scale, k)
+  # Heads before places, or a CPU multiplies rows that lie apart, at a third of the speed.
+  q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * scale, k, v))
+  scores = jnp.einsum("bhtk,bhsk->bhts", q, k)
   if mask is None:
     weights = jax.nn.softmax(scores, axis=-1)
   else:
-    mask = mask[:, :, None, :]
+    mask = mask[:, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, _UNSEEN), axis=-1)
     weights = jnp.where(mask, weights, 0)
   if top_k is not None and top_k < weights.shape[-1]:
     weights = keep_largest(weights, top_k)
-  return jnp.einsum("bths,bshk->bthk", weights, v), weights
+  y = jnp.einsum("bhts,bhsk->bhtk", weights, v)
+  return jnp.swapaxes(y, 1, 2), jnp.swapaxes(weights, 1, 2)
 
 
 def attend_itself(q, own, tokens, valid=None, *, temperature=1.0) -> tuple[jax.Array, jax.Array]:
@@ -65,12 +68,15 @@ def attend_itself(q, own, tokens, valid=None, *, temperature=1.0) -> tuple[jax.A
   (own_key, own_value), (keys, values) = own, tokens
   q = q / (q.shape[-1] ** 0.5 * temperature)
   itself = jnp.sum(q * own_key, axis=-1, keepdims=True)
-  scores = jnp.einsum("bnhk,bthk->bnht", q, keys)
+  q, itself, own_value, keys, values = (
+    jnp.swapaxes(a, 1, 2) for a in (q, itself, own_value, keys, values)
+  )
+  scores = jnp.einsum("bhnk,bhtk->bhnt", q, keys)
   if valid is not None:
     scores = jnp.where(valid[:, None, None, :], scores, _UNSEEN)
   weights = jax.nn.softmax(jnp.concatenate([itself, scores], axis=-1), axis=-1)
-  out = weights[..., :1] * own_value + jnp.einsum("bnht,bthk->bnhk", weights[..., 1:], values)
-  return out, weights[..., 0]
+  out = weights[..., :1] * own_value + jnp.einsum("bhnt,bhtk->bhnk", weights[..., 1:], values)
+  return jnp.swapaxes(out, 1, 2), jnp.swapaxes(weights[..., 0], 1, 2)
 
 
 class PostNorm(nnx.Module):
