@@ -29,7 +29,7 @@ class Site:
   """
 
   def __init__(self):
-    self.known = pages.guides() | pages.OUTSIDE
+    self.known = pages.guides() | pages.outside()
     sections = api.sections()
     self.names = api.Names(sections)
     self.made = {
@@ -42,7 +42,8 @@ class Site:
       lambda code: self.names.link(code, "all_memories.md")
     )
     books, self.images = notebooks.pages()
-    self.menu["Notebooks"] = [page for page, _, _ in books]
+    index = [page for path, page in pages.outside().items() if path.startswith("colab/")]
+    self.menu["Notebooks"] = index + [page for page, _, _ in books]
     self.made |= {page: text for page, _, text in books}
     self.known |= {path: page for page, path, _ in books}
     texts = {path: (ROOT / path).read_text() for path in self.known if path.endswith(".md")}
@@ -52,7 +53,7 @@ class Site:
     shown = pages.sources(texts, self.known)
     self.hidden = set(shown.values())
     self.made |= {page: pages.source(path) for path, page in shown.items()}
-    self.made |= {page: texts[path] for path, page in pages.OUTSIDE.items()}
+    self.made |= {page: texts[path] for path, page in pages.outside().items()}
     self.known |= shown
     self.files = {page: path for path, page in self.known.items()}
     self.files["all_memories.md"] = "docs/all_memories.md"
@@ -73,17 +74,18 @@ def _title(page: api.Page) -> str:
 
 def on_config(config):
   config.site = Site()
-  config.nav = [_filled(entry, config.site.menu) for entry in config.nav]
+  config.nav = [filled for entry in config.nav for filled in _filled(entry, config.site.menu)]
   return config
 
 
-def _filled(entry, menu: dict):
-  """An entry of the menu whose list is "generated" gets it."""
-  if isinstance(entry, dict):
-    ((name, value),) = entry.items()
-    if value == "generated":
-      return {name: menu[name]}
-  return entry
+def _filled(entry, menu: dict) -> list:
+  """An entry of the menu whose list is "generated" gets it, or goes where there is nothing."""
+  ((name, value),) = entry.items()
+  if value == "generated":
+    return [{name: menu[name]}] if menu[name] else []
+  if value == "comparison.md" and not (ROOT / "docs" / value).exists():
+    return []
+  return [entry]
 
 
 def on_files(files, config):

@@ -11,18 +11,23 @@ OUTSIDE = {
   "README.md": "index.md",
   "CONTRIBUTING.md": "contributing.md",
   "CHANGELOG.md": "changelog.md",
+  "colab/README.md": "notebooks/index.md",
 }
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.M | re.S)
 LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yml": "yaml", ".md": "markdown"}
 
 
+def outside() -> dict[str, str]:
+  """Those of `OUTSIDE` that are there."""
+  return {path: page for path, page in OUTSIDE.items() if (ROOT / path).exists()}
+
+
 def guides() -> dict[str, str]:
   """The files of docs/ by their pages: `{"docs/contract.md": "contract.md"}`."""
   docs = ROOT / "docs"
-  return {
-    f"docs/{p}": p for p in (f.relative_to(docs).as_posix() for f in sorted(docs.rglob("*.md")))
-  }
+  files = (f.relative_to(docs).as_posix() for f in sorted(docs.rglob("*.md")))
+  return {f"docs/{file}": file for file in files if not file.startswith("hooks/")}
 
 
 def sources(texts: dict[str, str], known: dict[str, str]) -> dict[str, str]:

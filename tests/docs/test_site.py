@@ -53,6 +53,12 @@ def test_readme_and_docstrings_name_the_same_papers():
       assert papers[name][1] in dict(map(reversed, papers.values())), name
 
 
+def test_menu_has_every_guide():
+  menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+  missing = [page for page in pages.guides().values() if not re.search(rf" {page}$", menu, re.M)]
+  assert not missing, f"put {', '.join(missing)} into the nav of mkdocs.yml"
+
+
 def test_sizes_are_of_memories():
   assert set(SIZES) <= {cls.__name__ for cls in public_memories()}
 
