@@ -25,7 +25,7 @@ def models(rows: Iterable[dict]) -> list[str]:
 _NO_MODELS = {"chance", "floor", "oracle"}
 
 
-def _new(wide: float = 5.4, high: float = 3.6):
+def _new(wide: float = 4.6, high: float = 3.2):
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def _new(wide: float = 5.4, high: float = 3.6):
 
 def _inline(figure, title: str) -> str:
   data = io.BytesIO()
-  figure.savefig(data, dpi=110, format="png")
+  figure.savefig(data, dpi=120, format="png")
   source = base64.b64encode(data.getvalue()).decode()
   return (
     f'<figure><figcaption>{text(title)}</figcaption><img alt="{text(title)}" '
@@ -161,7 +161,7 @@ def bars(rows: list[dict], metric: str, title: str, label: str) -> str:
   if not rows:
     return ""
   names = models(rows)
-  figure, panel = _new(5.4, 0.9 + 0.24 * len(names))
+  figure, panel = _new(4.6, 0.9 + 0.24 * len(names))
   means = []
   for name in names:
     values = [r["value"] for r in of(rows, model=name) if r["value"] is not None]
@@ -189,7 +189,7 @@ def ages(rows: list[dict], setting: float, title: str) -> str:
   names, seeds = models(rows), max(1, len({row["seed"] for row in rows}))
   kinds = {"last (right)": (0, 0), "one before": (1, 1), "older": (2, math.inf),
            "another key's": (-1, -1), "never told": (-2, -2)}  # fmt: skip
-  figure, panel = _new(5.4, 1.2 + 0.24 * len(names))
+  figure, panel = _new(4.6, 1.2 + 0.24 * len(names))
   left = [0.0] * len(names)
   for place, (kind, (low, high)) in enumerate(kinds.items()):
     share = [

@@ -130,8 +130,16 @@ MEMORIES: dict[str, Callable[[Size], Candidate]] = {
   "product_keys": _product_keys,
 }
 SMALL = (
-  "attention", "window", "none", "ntm", "rmc", "lm2", "elmur", "rmt", "memformer", "product_keys",
-)  # fmt: skip
+  "attention",
+  "window",
+  "none",
+  "ntm",
+  "lm2",
+  "elmur",
+  "rmt",
+  "memformer",
+  "product_keys",
+)
 
 
 def load(name: str):

@@ -8,8 +8,7 @@ from experiments.comparison.program import Training
 from experiments.comparison.shell import Candidate, Ports, Size
 from experiments.comparison.tasks import Setup
 
-RATES = (1e-3, 2e-3, 5e-3, 1e-2)
-RATES_WIDE = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Budget:
   """
 
   size: Size
-  rates: tuple[float, ...] = RATES_WIDE
-  batch: int = 24
+  rates: tuple[float, ...] = RATES
+  batch: int = 16
   block: int = 50
   examples: int = 100
   walkers: int = 20

@@ -33,7 +33,7 @@ class Training:
   rates: tuple[float, ...]
   seeds: tuple[int, ...]
   steps: int
-  batch: int = 24
+  batch: int = 16
   block: int = 50
   validation: int = 96
   warmup: float = 0.05

@@ -73,15 +73,15 @@ def _sizes(found: list[dict]) -> str:
     mine = of(found, model=name)
     task = of(mine, task=mine[0]["task"])
     first, parts = task[0], {row["metric"]: row["value"] for row in task if not row["varies"]}
-    seconds = sum(r["value"] for r in of(mine, metric="seconds_cell"))
+    seconds = sum(r["value"] for r in of(mine, metric="cpu_seconds_cell"))
     lines.append([
       text(name), number_of_bytes(first["state_bytes"]), f"{first['params_total']:,.0f}",
       f"{parts.get('params_embedding', 0):,.0f}", f"{parts.get('params_table', 0):,.0f}",
       f"{first['params_active']:,.0f}", number(first["flops_tok"]),
-      number(parts.get("train_tokens_per_second", 0)), f"{seconds / 60:.1f} min",
+      number(parts.get("train_tokens_per_cpu_second", 0)), f"{seconds / 60:.1f} min",
     ])  # fmt: skip
   columns = ["memory", "state", "parameters", "of embedding", "of tables", "active a token",
-             "FLOPs a token", "tokens/s, all runs", "took"]  # fmt: skip
+             "FLOPs a token", "tokens per CPU second", "CPU time, all tasks"]  # fmt: skip
   note = (
     "State: the bytes of a sequence that cross a segment's border, at the training length; open "
     "segments are empty there. FLOPs: forward, at the training length; training takes three times "
@@ -190,8 +190,8 @@ def _plots(setup, found: list[dict]) -> list[str]:
   plots += [
     figures.curves(found, f"{setup.name}: learning curves"),
     figures.bars(found, "steps_to_threshold", f"{setup.name}: steps to {ENOUGH}", "steps"),
-    figures.bars(found, "train_tokens_per_second", f"{setup.name}: throughput, training",
-                 "tokens/s, all learning rates and seeds together"),
+    figures.bars(found, "train_tokens_per_cpu_second", f"{setup.name}: throughput, training",
+                 "tokens per CPU second, all learning rates and seeds"),
   ]  # fmt: skip
   plots += _test_speed(setup, found)
   for name in figures.models(found):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.comparison.memories import load
+from memjax.tasks.copying import Copy
 from memjax.tasks.interference import Interference
 from memjax.tasks.mqar import MQAR
 from memjax.tasks.needle import Needle
-from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.task import Batch, Task, acc_by
 from memjax.tasks.tmaze import TMaze
 
@@ -68,7 +68,7 @@ def _length(task: Task) -> int:
 
 
 def _mqar(budget: str) -> Setup:
-  vocab, steps = {"tiny": (64, 6), "small": (128, 1500), "medium": (8192, 8000)}[budget]
+  vocab, steps = {"tiny": (64, 6), "small": (128, 600), "medium": (8192, 8000)}[budget]
   make = lambda pairs, length, power=0.01: MQAR(pairs, length, vocab, power)  # noqa: E731
   if budget == "tiny":
     tests = Test("pairs", 4, make(4, 16)), Test("length", 32, make(2, 32))
@@ -81,12 +81,14 @@ def _mqar(budget: str) -> Setup:
 
 
 def _copy(budget: str) -> Setup:
-  make = lambda data: SelectiveCopying(data, data, 16, variable=False)  # noqa: E731
+  make = lambda n: Copy(n, n)  # noqa: E731
   if budget == "tiny":
-    return Setup("copy", "acc", (make(4),), (Test("length", 8, make(8)),), 6)
-  train = tuple(make(data) for data in (4, 8, 16))
-  tests = tuple(Test("length", data, make(data)) for data in (4, 8, 16, 24, 32, 64))
-  return Setup("copy", "acc", train, tests, {"small": 1500, "medium": 8000}[budget])
+    return Setup("copy", "acc", (make(2),), (Test("length", 3, make(3)),), 6)
+  longest = {"small": 8, "medium": 20}[budget]
+  train = tuple(make(n) for n in (longest // 4, longest // 2, longest))
+  lengths = {"small": (4, 8, 12, 16, 32), "medium": (10, 20, 30, 50, 120)}[budget]
+  tests = tuple(Test("length", n, make(n)) for n in lengths)
+  return Setup("copy", "acc", train, tests, {"small": 800, "medium": 8000}[budget])
 
 
 def _depths(test: Test, predicted: np.ndarray, batch: Batch) -> dict:
@@ -102,9 +104,9 @@ def _passkey(budget: str) -> Setup:
   if budget == "tiny":
     tests = tuple(Test("length", n, make(n)) for n in (16, 32))
     return Setup("passkey", "acc", (make(16),), tests, 6, _depths)
-  train = (make(16), make(32), make(64))
-  tests = tuple(Test("length", n, make(n)) for n in (64, 128, 256, 512))
-  return Setup("passkey", "acc", train, tests, {"small": 1500, "medium": 8000}[budget], _depths)
+  train = (make(16), make(32))
+  tests = tuple(Test("length", n, make(n)) for n in (32, 64, 128, 256, 512))
+  return Setup("passkey", "acc", train, tests, {"small": 600, "medium": 8000}[budget], _depths)
 
 
 def _ages(test: Test, predicted: np.ndarray, batch: Batch) -> dict:
@@ -126,7 +128,7 @@ def _pi(budget: str) -> Setup:
     return Setup("pi", "acc", (make(1),), tests, 6, _ages)
   train = tuple(make(updates) for updates in (1, 2, 4))
   tests = tuple(Test("updates", u, make(u)) for u in (1, 2, 4, 8, 16, 32, 64))
-  return Setup("pi", "acc", train, tests, {"small": 1500, "medium": 8000}[budget], _ages)
+  return Setup("pi", "acc", train, tests, {"small": 800, "medium": 8000}[budget], _ages)
 
 
 def _tmaze(budget: str) -> Setup:
@@ -136,7 +138,7 @@ def _tmaze(budget: str) -> Setup:
   train = tuple(TMaze(length) for length in (10, 20, 30))
   tests = tuple(Test("length", n, TMaze(n)) for n in (30, 90, 300))
   streams = (1000, 3000, 9600, 100_000, 1_000_000)
-  steps = {"small": 600, "medium": 4000}[budget]
+  steps = {"small": 300, "medium": 4000}[budget]
   return Setup("tmaze", "em", train, tests, steps, streams=streams)
 
 

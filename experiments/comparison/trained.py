@@ -17,6 +17,7 @@ from experiments.comparison.program import Runs, Trainer
 
 ENOUGH = 0.99  # of the validation: where all cells stop
 SAVE_EVERY = 20.0  # seconds
+NOTES = ("curve", "seconds", "processor", "timed")  # of `Trained`, besides its arrays
 
 
 @dataclasses.dataclass
@@ -26,13 +27,15 @@ class Trained:
   Attributes:
     runs: parameters and moments, leaves `[S, R, ...]`.   rests: what `split` left of the models.
     curve: a row for each block: steps made, loss and validation, both `[S, R]` lists.
-    seconds: of blocks, the first (with its compilation) left out.   timed: steps that these took.
+    seconds, processor: of blocks, by the clock and of all cores, the first (with its compilation)
+      left out.   timed: steps that these took.
   """
 
   runs: Runs
   rests: Any
   curve: list[dict]
   seconds: float = 0.0
+  processor: float = 0.0
   timed: int = 0
 
   @property
@@ -60,11 +63,12 @@ def train(trainer: Trainer, path: pathlib.Path, tell=lambda trained: None) -> Tr
   saved, first = time.monotonic(), True
   while trained.steps < total and not trained.enough():
     count = min(trainer.training.block, total - trained.steps)
-    begin = time.monotonic()
+    begin = time.monotonic(), time.process_time()
     runs, loss, validation = trainer.block(trained.runs, rests, trained.steps, count)
     trained.runs = jax.block_until_ready(runs)
     if not first:
-      trained.seconds += time.monotonic() - begin
+      trained.seconds += time.monotonic() - begin[0]
+      trained.processor += time.process_time() - begin[1]
       trained.timed += count
     first = False
     row = {"step": trained.steps + count, "loss": loss.tolist(), "validation": validation.tolist()}
@@ -79,7 +83,7 @@ def train(trainer: Trainer, path: pathlib.Path, tell=lambda trained: None) -> Tr
 
 def _save(path: pathlib.Path, trained: Trained) -> None:
   leaves: dict[str, Any] = {str(i): a for i, a in enumerate(jax.tree.leaves(trained.runs))}
-  notes = {"curve": trained.curve, "seconds": trained.seconds, "timed": trained.timed}
+  notes = {name: getattr(trained, name) for name in NOTES}
   data = io.BytesIO()
   np.savez(data, notes=np.asarray(json.dumps(notes)), **leaves)
   rows.put(path, data.getvalue())
@@ -93,4 +97,4 @@ def _load(path: pathlib.Path, runs: Runs, rests) -> Trained | None:
     notes = json.loads(str(held["notes"]))
     leaves = [jnp.asarray(held[str(i)]) for i in range(len(held.files) - 1)]
   runs = jax.tree.unflatten(jax.tree.structure(runs), leaves)
-  return Trained(runs, rests, notes["curve"], notes["seconds"], notes["timed"])
+  return Trained(runs, rests, **notes)
