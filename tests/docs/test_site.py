@@ -160,3 +160,5 @@ def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
       r"<(?:script|img|iframe|link)[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*", text
     )
     assert not loaded, f"{file}: {loaded}"
+  for file in tmp_path.rglob("*.css"):
+    assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", file.read_text()), file
