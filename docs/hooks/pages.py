@@ -49,11 +49,12 @@ def sources(texts: dict[str, str], known: dict[str, str]) -> dict[str, str]:
 
 
 def source(path: str) -> str:
-  """The page of a source file."""
+  """The page of a source file, which the search leaves out."""
   file = ROOT / path
   fence = "````" if "```" in file.read_text() else "```"
   language = LANGUAGES.get(file.suffix, "text")
-  return f"# {path}\n\n{fence}{language}\n{file.read_text().rstrip()}\n{fence}\n"
+  head = "---\nsearch:\n  exclude: true\n---\n"
+  return f"{head}\n# {path}\n\n{fence}{language}\n{file.read_text().rstrip()}\n{fence}\n"
 
 
 def targets(text: str) -> Iterator[str]:
