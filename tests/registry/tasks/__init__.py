@@ -1,9 +1,10 @@
 """Every generated task, once or in several settings, at tiny sizes: `tests/tasks/test_generated.py`
 runs on each; the first examples of each are pinned in `tests/golden/tasks/<name>.json`."""
 
-from tests.registry.tasks import ntm, recall
+from tests.registry.tasks import babi, ntm, recall
 
 SMALL = {
   **recall.SMALL,
   **ntm.SMALL,
+  **babi.SMALL,
 }
