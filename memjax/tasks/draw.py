@@ -17,6 +17,16 @@ def distinct(key: jax.Array, n: int, k: int) -> jax.Array:
     raise ValueError(f"k={k} must lie in 0..n={n}")
   if n <= max(FEW, 4 * k):
     return jnp.argsort(jax.random.bits(key, (n,), jnp.uint32))[:k].astype(jnp.int32)
+  return _feistel(key, n, jnp.arange(k))
+
+
+def permuted(key: jax.Array, n: int, x: jax.Array) -> jax.Array:
+  """Where a permutation of 0..n - 1 puts `x [...]`, int32 and below n (another would be walked on
+  for ever), without the others. Of few numbers not every order is reached."""
+  return _feistel(key, n, x)
+
+
+def _feistel(key: jax.Array, n: int, x: jax.Array) -> jax.Array:
   half = max(1, ((n - 1).bit_length() + 1) // 2)
   keys = jax.random.bits(key, (ROUNDS,), jnp.uint32)
   low = jnp.uint32(2**half - 1)
@@ -30,7 +40,7 @@ def distinct(key: jax.Array, n: int, k: int) -> jax.Array:
   def walk(x):
     return jnp.where(x < n, x, permute(x))
 
-  first = permute(jnp.arange(k, dtype=jnp.uint32))
+  first = permute(x.astype(jnp.uint32))
   found = jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, first)
   return found.astype(jnp.int32)
 

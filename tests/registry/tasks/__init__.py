@@ -1,10 +1,12 @@
 """Every generated task, once or in several settings, at tiny sizes: `tests/tasks/test_generated.py`
 runs on each; the first examples of each are pinned in `tests/golden/tasks/<name>.json`."""
 
-from tests.registry.tasks import babi, ntm, recall
+from tests.registry.tasks import babi, competencies, ntm, order, recall
 
 SMALL = {
   **recall.SMALL,
   **ntm.SMALL,
   **babi.SMALL,
+  **order.SMALL,
+  **competencies.SMALL,
 }
