@@ -10,8 +10,7 @@ FEW = 256  # numbers that are sorted rather than permuted
 def distinct(key: jax.Array, n: int, k: int) -> jax.Array:
   """k different numbers of 0..n - 1, `[k] int32`, in random order, in O(k) for large n.
 
-  Large n take the first k of a keyed permutation: a Feistel network over the next power of 4,
-  walked on until it lands below n. On few numbers it would not reach every order.
+  Large n take the first k that `permuted` gives; on few numbers it would not reach every order.
   """
   if not 0 <= k <= n:
     raise ValueError(f"k={k} must lie in 0..n={n}")
@@ -43,6 +42,12 @@ def _feistel(key: jax.Array, n: int, x: jax.Array) -> jax.Array:
   first = permute(x.astype(jnp.uint32))
   found = jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, first)
   return found.astype(jnp.int32)
+
+
+def skipping(drawn: jax.Array, taken: jax.Array) -> jax.Array:
+  """Numbers of 0..n - len(taken) - 1 moved past those that are taken `[k]`, sorted: of 0..n - 1."""
+  gaps = taken - jnp.arange(len(taken))  # how many free numbers stand before each
+  return (drawn + jnp.searchsorted(gaps, drawn, side="right")).astype(jnp.int32)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -6,6 +6,9 @@ Each of N people has a name of a few tokens and, for every attribute a, one of |
 random. A question is the name's tokens and then the attribute's; the answer is one token. Nothing
 but memory answers it, and names are combinations of tokens that many people share.
 
+`tasks.fact_recall` is the same as a generated task, with more: values of several tokens, other
+words, a stream, a tool. The estimators here are for both.
+
 Ids: the tokens of the first part of a name, of the second, ..., attributes, values. All attributes
 share the value tokens 0..max |V_a| - 1.
 """
@@ -93,18 +96,46 @@ def questions(facts: Facts, index: jax.Array, world: World) -> tuple[jax.Array, 
   return ids, facts.values[person, attribute]
 
 
-def bits_by_loss(nats: np.ndarray, choices: Sequence[int]) -> float:
+def bits_by_loss(
+  nats: np.ndarray, choices: Sequence[int], prior: Sequence[float] | None = None
+) -> float:
   """Bits of values that a model holds, by its cross-entropy.
 
   N sum over attributes of max(0, log2 |V_a| - mean over people of nats / ln 2). Clipped after the
   mean: clipped fact by fact, the noise of a model that knows nothing would count as bits.
 
   Args:
-    nats: `[N, A]`, of each answer.
+    nats: `[N, A]`, of each whole answer: the sum over its tokens, where it has several.
+    choices: |V_a|, the numbers of whole answers.
+    prior: in place of log2 |V_a|, bits of an answer for who knows all but the names: the entropy of
+      values that are not drawn evenly, or what a model that never saw the names needs.
   """
   nats = _table(nats, choices)
-  held = np.log2(choices) - nats.mean(axis=0) / math.log(2)
-  return float(len(nats) * np.maximum(held, 0).sum())
+  known = np.log2(choices) if prior is None else np.asarray(prior, float)
+  if known.shape != (len(choices),):
+    raise ValueError(f"prior has shape {list(known.shape)}; it must be [{len(choices)}]")
+  return float(len(nats) * np.maximum(known - nats.mean(axis=0) / math.log(2), 0).sum())
+
+
+def bits_with_names(
+  names: np.ndarray, nats: np.ndarray, choices: Sequence[int], all_names: float
+) -> float:
+  """Bits of names and values that a model holds, as the first paper counts.
+
+  N log2(N0 / e^p1) + N log2(S / e^p2) for p1, p2 the mean nats of a name and of all the values of a
+  person, S = prod |V_a|; each part is 0 at least. At most N log2(N0 S / N) can be held: which names
+  exist is N log2(N0 / N) bits, as their order is none.
+
+  Args:
+    names: `[N]`, nats of each whole name.   nats: `[N, A]`, of each whole answer.
+    all_names: N0, names that could be drawn.
+  """
+  nats, names = _table(nats, choices), np.asarray(names, float)
+  if names.shape != nats.shape[:1]:
+    raise ValueError(f"names have shape {list(names.shape)}; it must be [{len(nats)}]")
+  name = math.log2(all_names) - names.mean() / math.log(2)
+  value = float(np.log2(choices).sum()) - nats.sum(axis=1).mean() / math.log(2)
+  return float(len(nats) * (max(name, 0.0) + max(value, 0.0)))
 
 
 def bits_by_accuracy(right: np.ndarray, choices: Sequence[int]) -> tuple[float, float]:

@@ -125,7 +125,7 @@ class MQAR(Task):
     if self.filler == "official":
       return jax.random.randint(key, (self.length,), 0, self.vocab)
     drawn = jax.random.randint(key, (self.length,), 0, self.vocab - len(keys))
-    return _without(drawn, jnp.sort(keys))
+    return draw.skipping(drawn, jnp.sort(keys))
 
   def oracle(self, inputs: jax.Array, length: jax.Array) -> jax.Array:
     del length
@@ -137,9 +137,3 @@ class MQAR(Task):
     asked = inputs != 0 if self.filler == "zeros" else newest > 0
     query = (at >= told) & (at % 2 == 0) & asked
     return jnp.where(query, found, IGNORE)
-
-
-def _without(drawn: jax.Array, taken: jax.Array) -> jax.Array:
-  """Numbers of 0..n - len(taken) - 1 moved past those that are taken `[k]`, sorted."""
-  gaps = taken - jnp.arange(len(taken))  # how many free numbers stand before each
-  return (drawn + jnp.searchsorted(gaps, drawn, side="right")).astype(jnp.int32)

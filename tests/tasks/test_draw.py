@@ -28,6 +28,18 @@ def test_distinct_numbers_are_distinct_and_even(n, k):
     assert abs(pairs + 1 / (n - 1)) < 5 / 2000**0.5
 
 
+def test_a_permutation_is_one_and_known_in_parts():
+  whole = many(lambda key: draw.permuted(key, 90, jnp.arange(90)), 3)
+  assert (np.sort(whole, axis=1) == np.arange(90)).all() and (whole[0] != whole[1]).any()
+  part = many(lambda key: draw.permuted(key, 90, jnp.asarray([70, 3])), 3)
+  np.testing.assert_array_equal(part, whole[:, [70, 3]])
+
+
+def test_skipping_misses_what_is_taken():
+  moved = draw.skipping(jnp.arange(5), jnp.asarray([0, 3, 4]))
+  np.testing.assert_array_equal(moved, [1, 2, 5, 6, 7])
+
+
 def test_weighted_choices_follow_their_weights():
   logs = jnp.log(jnp.asarray([1.0, 2, 3, 4]))
   found = many(lambda key: draw.weighted(key, logs, 2), 20_000)

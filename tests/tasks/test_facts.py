@@ -81,6 +81,25 @@ def test_noise_is_no_knowledge():
   assert estimate < 0.01 * 4000 * 8 and bound < 0.01 * 4000 * 8
 
 
+def test_a_prior_replaces_even_values():
+  """What the values' own frequencies tell is not held; a floor for each attribute, not in all."""
+  nats = np.full((50, 2), 2 * np.log(2))
+  assert facts.bits_by_loss(nats, (16, 16)) == pytest.approx(200)
+  assert facts.bits_by_loss(nats, (16, 16), prior=(2.5, 1.0)) == pytest.approx(25)
+  with pytest.raises(ValueError, match=r"prior has shape \[3\]; it must be \[2\]"):
+    facts.bits_by_loss(nats, (16, 16), prior=(1, 2, 3))
+
+
+def test_names_count_beside_values():
+  n, every = 64, 1024
+  known, values = np.full(n, np.log(n)), np.zeros((n, 2))  # knows which names exist, and all values
+  assert facts.bits_with_names(known, values, (4, 16), every) == pytest.approx(n * (4 + 6))
+  blind = np.full(n, np.log(every) + 1), np.full((n, 2), 9.0)
+  assert facts.bits_with_names(*blind, (4, 16), every) == 0
+  with pytest.raises(ValueError, match=r"names have shape \[64, 1\]"):
+    facts.bits_with_names(known[:, None], values, (4, 16), every)
+
+
 def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"need 60 names; names=\(5, 5\) gives 25"):
     facts.World(people=30, names=(5, 5))

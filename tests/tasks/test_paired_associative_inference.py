@@ -1,10 +1,13 @@
 """Episodes of paired associates against chains that are put together again from their pairs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from memjax.tasks import paired_associative_inference as pai
+from memjax.tasks.paired_associative_inference import PairedAssociativeInference
+from memjax.tasks.task import TEST, acc_by, scored
 
 sample = jax.jit(pai.sample, static_argnums=(1, 2), static_argnames=("distance",))
 WORLD = pai.World(items=14, chains=3, length=4)
@@ -63,3 +66,67 @@ def test_what_cannot_be_asked_is_refused():
     pai.World(items=8, chains=3, length=3)
   with pytest.raises(ValueError, match=r"distance=3 must lie in 1\.\.2"):
     pai.sample(jax.random.key(0), 1, pai.World(), distance=3)
+
+
+def test_single_pairs_answer_direct_questions_and_two_hops_all():
+  task = PairedAssociativeInference(chains=6, questions=18, items=40)
+
+  def run(index):
+    batch = task.sample(0, TEST, index)
+    return batch, *(jax.vmap(lambda x: task.linked(x, hops))(batch.inputs) for hops in (1, 2))  # noqa: B023
+
+  batch, one, two = jax.jit(run)(jnp.arange(1700))
+  by = acc_by(one, batch, "distance")
+  assert by[1] == (1.0, 20400) and by[2][1] == 10200
+  assert abs(by[2][0] - 0.5) < 3 * (0.25 / 10200) ** 0.5  # nothing but the pairs tells
+  assert abs(float(scored(one, batch)["acc"]) - task.floor) < 0.01
+  assert set(acc_by(two, batch, "distance").values()) == {(1.0, 20400), (1.0, 10200)}
+  # All questions of 6 chains: every kind of each, right as often as left.
+  kinds = np.asarray(batch.meta["kind"])[np.asarray(batch.mask)].reshape(1700, 18)
+  assert (np.sort(kinds, axis=1) == np.repeat([1, 2, 3], 6)).all()
+  assert abs(np.mean(np.asarray(batch.targets)[np.asarray(batch.mask)] == pai.LEFT) - 0.5) < 0.01
+
+
+def test_lures_stand_in_another_chain_at_the_same_place():
+  task = PairedAssociativeInference(chains=3, chain=4, questions=6, items=14)
+  batch = jax.jit(lambda index: task.sample(0, TEST, index))(jnp.arange(60))
+  batch = jax.tree.map(np.asarray, batch)
+  for row in range(60):
+    ids = batch.inputs[row]
+    where = places(ids[: task.told].reshape(-1, 3)[:, :2])
+    kinds = batch.meta["kind"][row, task.told + 3 :: 4]
+    sides = batch.targets[row, task.told + 3 :: 4] - pai.LEFT
+    for (_, cue, *options), side, kind in zip(
+      ids[task.told :].reshape(-1, 4), sides, kinds, strict=True
+    ):
+      right, lure = where[options[side]], where[options[1 - side]]
+      assert where[cue][0] == right[0] != lure[0] and lure[1] in (right[1], 3 - right[1])
+      # AB, BC, AC, CD, BD, AD; a chain is known but for its direction.
+      link = [(0, 1), (1, 2), (0, 2), (2, 3), (1, 3), (0, 3)][kind - 1]
+      found = sorted((where[cue][1], right[1]))
+      assert found in (list(link), sorted(3 - i for i in link))
+
+
+def test_vectors_tell_the_same():
+  task = PairedAssociativeInference(chains=3, chain=4, questions=8, form="vectors", dim=16)
+  batch = jax.jit(lambda index: task.sample(0, TEST, index))(jnp.arange(40))
+  solved, shut = jax.jit(lambda b: (task.solve(b), task.solve(task.closed_book(b))))(batch)
+  np.testing.assert_array_equal(solved, batch.targets)
+  assert 0.35 < float(scored(shut, batch)["acc"]) < 0.65
+  items = np.asarray(batch.inputs)[:, :9, :32].reshape(-1, 16)
+  np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
+  assert batch.inputs.shape == (40, 17, 49) and abs(items.mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+  ("settings", "match"),
+  [
+    ({"chain": 2}, r"chain=2 in 3\.\.12"),
+    ({"questions": 49}, "questions=49 must differ: chains=16 of 3 allow 48"),
+    ({"items": 47}, "items=47 must be at least 48"),
+    ({"form": "vectors", "answers": "open"}, "form='vectors' needs answers='choice'"),
+  ],
+)
+def test_episodes_that_do_not_fit_are_refused(settings, match):
+  with pytest.raises(ValueError, match=match):
+    PairedAssociativeInference(**settings)

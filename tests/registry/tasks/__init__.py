@@ -1,7 +1,7 @@
 """Every generated task, once or in several settings, at tiny sizes: `tests/tasks/test_generated.py`
 runs on each; the first examples of each are pinned in `tests/golden/tasks/<name>.json`."""
 
-from tests.registry.tasks import babi, competencies, ntm, order, recall
+from tests.registry.tasks import babi, competencies, facts, ntm, order, reasoning, recall
 
 SMALL = {
   **recall.SMALL,
@@ -9,4 +9,6 @@ SMALL = {
   **babi.SMALL,
   **order.SMALL,
   **competencies.SMALL,
+  **reasoning.SMALL,
+  **facts.SMALL,
 }
