@@ -113,3 +113,23 @@ def without_repeats(key: jax.Array, counts: jax.Array, length: int, tries: int =
 
   first = (1, *order(jax.random.fold_in(key, 0)))
   return jax.lax.while_loop(lambda c: c[2] & (c[0] < tries), again, first)[1]
+
+
+def rounds(key: jax.Array, kinds: int, start: jax.Array | int, count: int) -> jax.Array:
+  """The rounds start .. start + count - 1 of an endless row of them, `[count, kinds] int32`. Each
+  holds every kind once, in random order, and no kind follows itself.
+
+  A round that would begin with the last kind of the one before begins with its own second one.
+
+  Raises:
+    ValueError: fewer than 3 kinds.
+  """
+  if kinds < 3:
+    raise ValueError(f"kinds={kinds} must be at least 3")
+  numbers = start + jnp.arange(count + 1) - 1
+  order = lambda r: distinct(jax.random.fold_in(key, r), kinds, kinds)  # noqa: E731
+  drawn = jax.vmap(order)(numbers)
+  here = drawn[1:]
+  swapped = here.at[:, :2].set(here[:, 1::-1])
+  repeats = here[:, 0] == drawn[:-1, -1]
+  return jnp.where(repeats[:, None], swapped, here)

@@ -6,6 +6,9 @@ each key is asked once, in random order, for its last value (or, `asked="first"`
 
     k3 v k1 v k3 v ... Q k2 Q k1 ...
 
+With order="rounds" each key is told once a round, the rounds in random orders; then any stretch of
+a stream of any length is made by itself (`chunk`).
+
 A memory that overwrites needs no more state for U = 400 than for U = 2. Ids: 0 padding, 1 Q, then
 the keys, then the values. Difference: keys and values are ids, not words of categories.
 """
@@ -18,27 +21,28 @@ import jax.numpy as jnp
 
 from memjax.core import checks
 from memjax.tasks import draw
-from memjax.tasks.task import IGNORE, Batch, Task, field
+from memjax.tasks.streamed import Streamed, tail
+from memjax.tasks.task import IGNORE, Batch, field
 
 QUESTION = 1
-ORDERS = ("mixed", "by_key")
+ORDERS = ("mixed", "by_key", "rounds")
 
 
 @dataclasses.dataclass(frozen=True)
-class Interference(Task):
+class Interference(Streamed):
   """See the module.
 
   Attributes:
     keys: K.   updates: U values a key, all different.
     values: P values that a key may have.
     pool: "own", each key has values of its own; or "shared".
-    order: "mixed", or "by_key": all updates of a key together, keys in random order.
+    order: "mixed"; "by_key", all updates of a key together, keys in random order; or "rounds".
     asked: "last" or "first" value.
 
   Meta: `key [T]`, which one is asked.
 
   Raises:
-    ValueError: more updates than values.
+    ValueError: more updates than values, or too few keys.
   """
 
   keys: int = 8
@@ -61,12 +65,15 @@ class Interference(Task):
     if self.order == "mixed" and self.keys == 1 and self.updates > 1:
       raise ValueError("keys=1 follows itself: give more keys, or order='by_key'")
 
+    if self.order == "rounds" and self.keys < 3:
+      raise ValueError(f"keys={self.keys} must be at least 3 with order='rounds'")
+
   @property
   def vocab(self) -> int:  # type: ignore[override]
     return 2 + self.keys + self.values * (self.keys if self.pool == "own" else 1)
 
   @property
-  def length(self) -> int:
+  def length(self) -> int:  # type: ignore[override]
     """Tokens of an example."""
     return 2 * self.keys * (self.updates + 1)
 
@@ -82,7 +89,41 @@ class Interference(Task):
   def state_bits(self) -> float:
     return self.keys * (math.log2(self.keys) + math.log2(self.values))
 
+  def part(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
+    """As of any streamed task.
+
+    Raises:
+      ValueError: the order is another than "rounds".
+    """
+    if self.order != "rounds":
+      raise ValueError(f"order={self.order!r} is drawn whole; stretches need order='rounds'")
+    n, told = self.keys, 2 * self.keys * self.updates
+    words = jax.random.bits(field(key, 1), (n, draw.ROUNDS), jnp.uint32)
+
+    def value(kind, turn):
+      chosen = jax.vmap(lambda w, u: draw.permuted(w, self.values, u))(words[kind], turn)
+      return 2 + n + chosen + (self.values * kind if self.pool == "own" else 0)
+
+    t = jnp.asarray(start) + jnp.arange(size)
+    first = jnp.asarray(start) // (2 * n)
+    kinds = draw.rounds(field(key, 0), n, first, (size - 2) // (2 * n) + 2)
+    turn = jnp.minimum(t // 2 // n, self.updates - 1)
+    kind = kinds.reshape(-1)[t // 2 - first * n]
+    stream = jnp.where(t % 2 == 0, 2 + kind, value(kind, turn))
+
+    order = draw.distinct(field(key, 2), n, n)
+    questions = jnp.stack([jnp.full(n, QUESTION), 2 + order], axis=1).reshape(-1)
+    due = value(order, jnp.full(n, self.updates - 1 if self.asked == "last" else 0))
+    due = jnp.stack([jnp.full(n, IGNORE), due], axis=1).reshape(-1)
+    which = jnp.stack([jnp.zeros(n, jnp.int32), order], axis=1).reshape(-1)
+    inputs = jnp.where(t < told, stream, tail(questions, start, size, told, 0)).astype(jnp.int32)
+    targets = tail(due, start, size, told, IGNORE)
+    meta = {"key": tail(which, start, size, told, 0)}
+    return Batch(inputs, targets, targets != IGNORE, jnp.int32(self.length), meta)
+
   def example(self, key: jax.Array) -> Batch:
+    if self.order == "rounds":
+      return self.part(key, 0, self.length)
     n, told = self.keys, 2 * self.keys * self.updates
     if self.order == "mixed":
       counts = jnp.full(n, self.updates, jnp.int32)

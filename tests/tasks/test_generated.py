@@ -71,8 +71,8 @@ def the_solver_is_right(task, batch, solved):
 def forms_are_as_told(task, batch):
   shape = batch.mask.shape
   if task.input_form == "ids":
-    assert batch.inputs.dtype == jnp.int32 and task.inputs_size == task.vocab
-    assert 0 <= int(batch.inputs.min()) and int(batch.inputs.max()) < task.vocab
+    assert batch.inputs.dtype == jnp.int32 and batch.inputs.shape == shape
+    assert 0 <= int(batch.inputs.min()) and int(batch.inputs.max()) < task.inputs_size
   else:
     assert batch.inputs.dtype == jnp.float32
     assert batch.inputs.shape == (*shape, task.inputs_size)
@@ -185,7 +185,7 @@ def test_a_needle_stands_at_its_depth(depth, place):
   batch = first(task)
   np.testing.assert_array_equal(np.asarray(batch.inputs == 1).argmax(axis=1), place)
   depths = np.asarray(batch.meta["depth"])[np.asarray(batch.mask)]
-  np.testing.assert_allclose(depths, depth, atol=2)  # one of 25 places is 4 %
+  np.testing.assert_array_equal(depths, depth)
 
 
 def test_depths_are_even():
@@ -238,9 +238,11 @@ def test_scores_of_logits():
     (lambda: SelectiveCopying(vocab=3), "vocab=3 must be at least 4"),
     (lambda: Induction(length=4, decoys=1), "length=4 must be at least 5"),
     (lambda: Induction(vocab=2), "vocab=2 must be at least 3"),
-    (lambda: Needle(length=5), "length=5 must be at least 6"),
+    (lambda: Needle(length=4), "length=4 must be at least 5"),
     (lambda: Needle(queries=2), "queries=2 must not exceed needles=1"),
     (lambda: Needle(needles=600, length=5000), "keys=512 must be at least the 600 sentences"),
+    (lambda: Needle(times=2, background="needles"), "times=2 is for background='repeat'"),
+    (lambda: Interference(keys=2, order="rounds"), "keys=2 must be at least 3"),
     (lambda: Needle(vocab=1539), "vocab=1539 must exceed 3"),
     (lambda: Needle(depth=101), r"depth=101 must lie in 0\.\.100"),
     (lambda: TMaze(length=1), "length=1 must be at least 2"),

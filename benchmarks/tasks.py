@@ -1,0 +1,116 @@
+"""Tokens a second of one core that each generated task makes.
+
+    python -m benchmarks.tasks [names ...]
+
+At sizes that people train and test on; a frame of a vector task counts as a token, as does padding.
+XLA is held to one thread; the median of some runs after the first, which compiles.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from memjax.tasks.associative_recall import AssociativeRecall
+from memjax.tasks.copying import Copy
+from memjax.tasks.induction import Induction
+from memjax.tasks.interference import Interference
+from memjax.tasks.mqar import MQAR
+from memjax.tasks.needle import Needle
+from memjax.tasks.ngrams import NGrams
+from memjax.tasks.popgym import Autoencode, CountRecall, RepeatFirst, RepeatPrevious
+from memjax.tasks.priority_sort import PrioritySort
+from memjax.tasks.repeat_copy import RepeatCopy
+from memjax.tasks.selective_copying import SelectiveCopying
+from memjax.tasks.streamed import Streamed
+from memjax.tasks.task import TRAIN, Task
+from memjax.tasks.tmaze import TMaze
+from memjax.tasks.variables import VariableTracking
+from memjax.tasks.words import CommonWords, FrequentWords
+
+TASKS: dict[str, Task] = {
+  "mqar": MQAR(pairs=16, length=256),
+  "interference": Interference(keys=46, updates=16),
+  "interference, rounds": Interference(keys=46, updates=400, order="rounds"),
+  "selective copying": SelectiveCopying(length=4096),
+  "induction": Induction(length=1024),
+  "passkey": Needle(length=4096, digits=5),
+  "needles in text": Needle(length=4096, needles=4, queries=4, background="text"),
+  "needles among needles": Needle(length=1024, background="needles"),
+  "t-maze": TMaze(length=1000),
+  "variables": VariableTracking(length=4096, chains=2),
+  "common words": CommonWords(),
+  "frequent words": FrequentWords(),
+  "copy": Copy(),
+  "repeat copy": RepeatCopy(),
+  "associative recall": AssociativeRecall(),
+  "n-grams": NGrams(),
+  "priority sort": PrioritySort(),
+  "repeat first": RepeatFirst(decks=8),
+  "repeat previous": RepeatPrevious(decks=2, k=32),
+  "autoencode": Autoencode(decks=2),
+  "count recall": CountRecall(decks=2, of="suits"),
+}
+TOKENS = 200_000  # of a run, about
+STREAM, STRETCH = 1_000_000, 4096
+
+
+def speed(make, runs: int) -> float:
+  """Tokens a second of `make(start)`, a compiled call that returns a batch."""
+  tokens = jax.block_until_ready(make(0)).mask.size
+  seconds = []
+  for run in range(runs):
+    begin = time.perf_counter()
+    jax.block_until_ready(make(run + 1))
+    seconds.append(time.perf_counter() - begin)
+  return tokens / statistics.median(seconds)
+
+
+def sampled(task: Task):
+  """Batches of about `TOKENS` tokens, of other examples at each call."""
+  one = jax.eval_shape(lambda: task.sample(0, TRAIN, jnp.arange(1)))
+  rows = max(1, TOKENS // one.mask.shape[1])
+  return jax.jit(lambda run: task.sample(0, TRAIN, run * rows + jnp.arange(rows)))
+
+
+def stretches(task: Streamed):
+  """Stretches near the end of a sequence."""
+  rows, first = TOKENS // STRETCH, task.length - 8 * STRETCH
+  index = jnp.arange(rows)
+  return jax.jit(lambda run: task.chunk(0, TRAIN, index, first + 100 * run, STRETCH))
+
+
+STREAMS: dict[str, Streamed] = {
+  "passkey, stretches of 1M": Needle(length=STREAM, digits=5),
+  "needles in text, stretches of 1M": Needle(length=STREAM, needles=4, background="text"),
+  "interference, stretches of 1M": Interference(
+    keys=46, updates=10_869, values=16_384, order="rounds"
+  ),
+  "variables, stretches of 1M": VariableTracking(length=STREAM, chains=2),
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("names", nargs="*", help="parts of names of tasks; all of them if none")
+  parser.add_argument("--runs", type=int, default=7)
+  args = parser.parse_args()
+  print("| task | million tokens/s of a core |\n|---|---|")
+  for name, task in (TASKS | STREAMS).items():
+    if args.names and not any(part in name for part in args.names):
+      continue
+    make = stretches(STREAMS[name]) if name in STREAMS else sampled(task)
+    print(f"| {name} | {speed(make, args.runs) / 1e6:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+  main()
