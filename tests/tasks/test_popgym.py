@@ -55,12 +55,12 @@ def test_decks_hold_thirteen_of_a_suit():
 def test_one_action_always_returns_what_is_expected():
   batches = made()
   # In a whole deck it is right 13 times in 52, in each episode.
-  always = returns(np.full((ROWS, 103), 2), batches["autoencode"])
+  always = returns(jnp.full((ROWS, 103), 2), batches["autoencode"])
   np.testing.assert_allclose(always, 2 / 4 - 1, rtol=1e-6)
-  first = returns(np.full((ROWS, 51), 2), batches["first"])
+  first = returns(jnp.full((ROWS, 51), 2), batches["first"])
   np.testing.assert_array_equal(first, np.where(batches["first"].inputs[:, 0] == 2, 1, -1))
   for name, width in (("first", 51), ("previous", 51)):
-    found = np.asarray(returns(np.full((ROWS, width), 1), batches[name]))
+    found = np.asarray(returns(jnp.full((ROWS, width), 1), batches[name]))
     assert found.mean() == pytest.approx(-0.5, abs=float(4 * found.std() / ROWS**0.5))
 
 
