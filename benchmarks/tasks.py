@@ -31,7 +31,7 @@ from memjax.tasks.popgym import Autoencode, CountRecall, RepeatFirst, RepeatPrev
 from memjax.tasks.priority_sort import PrioritySort
 from memjax.tasks.repeat_copy import RepeatCopy
 from memjax.tasks.selective_copying import SelectiveCopying
-from memjax.tasks.streamed import Streamed
+from memjax.tasks.stretches import Stretches
 from memjax.tasks.task import TRAIN, Task
 from memjax.tasks.tmaze import TMaze
 from memjax.tasks.variables import VariableTracking
@@ -82,14 +82,14 @@ def sampled(task: Task):
   return jax.jit(lambda run: task.sample(0, TRAIN, run * rows + jnp.arange(rows)))
 
 
-def stretches(task: Streamed):
+def stretches(task: Stretches):
   """Stretches near the end of a sequence."""
   rows, first = TOKENS // STRETCH, task.length - 8 * STRETCH
   index = jnp.arange(rows)
   return jax.jit(lambda run: task.chunk(0, TRAIN, index, first + 100 * run, STRETCH))
 
 
-STREAMS: dict[str, Streamed] = {
+STREAMS: dict[str, Stretches] = {
   "passkey, stretches of 1M": Needle(length=STREAM, digits=5),
   "needles in text, stretches of 1M": Needle(length=STREAM, needles=4, background="text"),
   "interference, stretches of 1M": Interference(

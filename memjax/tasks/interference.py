@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from memjax.core import checks
 from memjax.tasks import draw
-from memjax.tasks.streamed import Streamed, tail
+from memjax.tasks.stretches import Stretches, tail
 from memjax.tasks.task import IGNORE, Batch, field
 
 QUESTION = 1
@@ -29,7 +29,7 @@ ORDERS = ("mixed", "by_key", "rounds")
 
 
 @dataclasses.dataclass(frozen=True)
-class Interference(Streamed):
+class Interference(Stretches):
   """See the module.
 
   Attributes:
@@ -89,8 +89,8 @@ class Interference(Streamed):
   def state_bits(self) -> float:
     return self.keys * (math.log2(self.keys) + math.log2(self.values))
 
-  def part(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
-    """As of any streamed task.
+  def stretch(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
+    """As of any task with stretches.
 
     Raises:
       ValueError: the order is another than "rounds".
@@ -98,24 +98,25 @@ class Interference(Streamed):
     if self.order != "rounds":
       raise ValueError(f"order={self.order!r} is drawn whole; stretches need order='rounds'")
     n, told = self.keys, 2 * self.keys * self.updates
-    words = jax.random.bits(field(key, 1), (n, draw.ROUNDS), jnp.uint32)
+    keys = jax.random.split(field(key, 1), n)
 
-    def value(kind, turn):
-      chosen = jax.vmap(lambda w, u: draw.permuted(w, self.values, u))(words[kind], turn)
-      return 2 + n + chosen + (self.values * kind if self.pool == "own" else 0)
+    def values(turns):  # of all keys, [n, turns]
+      chosen = jax.vmap(lambda key: draw.permuted(key, self.values, turns))(keys)
+      return 2 + n + chosen + (self.values * jnp.arange(n)[:, None] if self.pool == "own" else 0)
 
-    t = jnp.asarray(start) + jnp.arange(size)
-    first = jnp.asarray(start) // (2 * n)
-    kinds = draw.rounds(field(key, 0), n, first, (size - 2) // (2 * n) + 2)
-    turn = jnp.minimum(t // 2 // n, self.updates - 1)
-    kind = kinds.reshape(-1)[t // 2 - first * n]
-    stream = jnp.where(t % 2 == 0, 2 + kind, value(kind, turn))
+    first, count = jnp.asarray(start) // (2 * n), (size - 2) // (2 * n) + 2
+    turns = jnp.minimum(first + jnp.arange(count), self.updates - 1)
+    kinds = draw.rounds(field(key, 0), n, first, count)
+    told_as = jnp.take_along_axis(values(turns).T, kinds, axis=1)
+    pairs = jnp.stack([2 + kinds, told_as], axis=-1).reshape(-1)
+    stream = jax.lax.dynamic_slice_in_dim(pairs, start - first * 2 * n, size)
 
     order = draw.distinct(field(key, 2), n, n)
     questions = jnp.stack([jnp.full(n, QUESTION), 2 + order], axis=1).reshape(-1)
-    due = value(order, jnp.full(n, self.updates - 1 if self.asked == "last" else 0))
+    due = values(jnp.full(1, self.updates - 1 if self.asked == "last" else 0))[order, 0]
     due = jnp.stack([jnp.full(n, IGNORE), due], axis=1).reshape(-1)
     which = jnp.stack([jnp.zeros(n, jnp.int32), order], axis=1).reshape(-1)
+    t = start + jnp.arange(size)
     inputs = jnp.where(t < told, stream, tail(questions, start, size, told, 0)).astype(jnp.int32)
     targets = tail(due, start, size, told, IGNORE)
     meta = {"key": tail(which, start, size, told, 0)}
@@ -123,7 +124,7 @@ class Interference(Streamed):
 
   def example(self, key: jax.Array) -> Batch:
     if self.order == "rounds":
-      return self.part(key, 0, self.length)
+      return self.stretch(key, 0, self.length)
     n, told = self.keys, 2 * self.keys * self.updates
     if self.order == "mixed":
       counts = jnp.full(n, self.updates, jnp.int32)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from memjax.core import checks
 from memjax.tasks import draw
-from memjax.tasks.streamed import Streamed, integers, lay, tail
+from memjax.tasks.stretches import Stretches, integers, lay, tail
 from memjax.tasks.task import IGNORE, Batch, field
 
 MARK, ASK, FIRST = 1, 2, 3
@@ -32,7 +32,7 @@ DEPTHS = tuple(range(0, 101, 5))
 
 
 @dataclasses.dataclass(frozen=True)
-class Needle(Streamed):
+class Needle(Stretches):
   """See the module.
 
   Attributes:
@@ -120,14 +120,14 @@ class Needle(Streamed):
     value = self.digits * math.log2(self.values)
     return self.sentences * (math.log2(self.keys) / self.times + value)
 
-  def part(
+  def stretch(
     self,
     key: jax.Array,
     start: jax.Array | int,
     size: int,
     depth: jax.Array | int | None = None,
   ) -> Batch:
-    """As of any streamed task; a single needle may be put at a `depth` that is data."""
+    """As of any task with stretches; a single needle may be put at a `depth` that is data."""
     depth = self.depth if depth is None else depth
     n, told = self.sentences, self.told
     kinds = n // self.times
@@ -172,7 +172,7 @@ class Needle(Streamed):
       raise ValueError(f"a grid is for needles=1, not {self.sentences} of them")
     stream = self.stream(seed, split)
     at = jnp.repeat(jnp.asarray(depths), trials)
-    place = lambda i, d: self.part(jax.random.fold_in(stream, i), 0, self.length, d)  # noqa: E731
+    place = lambda i, d: self.stretch(jax.random.fold_in(stream, i), 0, self.length, d)  # noqa: E731
     return jax.vmap(place)(jnp.arange(at.size), at)
 
   def _spots(self, key: jax.Array, depth: jax.Array | int | None) -> jax.Array:

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from memjax.tasks.task import IGNORE, PAD, Batch, Task
+from memjax.tasks.stretches import Stretches
+from memjax.tasks.task import IGNORE, PAD, Batch
 
 
-class Streamed(Task):
+class Streamed(Stretches):
   """A task of `pieces` pieces of `piece` tokens each, then `questions`."""
 
   @property
@@ -51,22 +52,11 @@ class Streamed(Task):
     return self.pieces * self.piece
 
   @property
-  def length(self) -> int:
+  def length(self) -> int:  # type: ignore[override]
     """Tokens of an example."""
     return self.told + self.asked
 
-  def example(self, key: jax.Array) -> Batch:
-    return self._stretch(key, 0, self.length)
-
-  def chunk(
-    self, seed: int, split: int, index: jax.Array, start: jax.Array | int, size: int
-  ) -> Batch:
-    """The tokens start .. start + size - 1 of `sample`, which must lie in it; `size` is static."""
-    stream = self.stream(seed, split)
-    make = lambda i: self._stretch(jax.random.fold_in(stream, i), start, size)  # noqa: E731
-    return jax.vmap(make)(index)
-
-  def _stretch(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
+  def stretch(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
     plan, at = self.plan(key), start + jnp.arange(size)
     inputs, targets, meta = self.questions(plan)
     first, count = start // self.piece, -(-size // self.piece) + 1

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from memjax.core import checks
 from memjax.tasks import draw
-from memjax.tasks.streamed import Streamed, integers, lay, tail
+from memjax.tasks.stretches import Stretches, integers, lay, tail
 from memjax.tasks.task import IGNORE, Batch, field
 
 SET, ASK, FIRST = 1, 2, 3
@@ -30,7 +30,7 @@ ORDERS = ("sorted", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
-class VariableTracking(Streamed):
+class VariableTracking(Stretches):
   """See the module.
 
   Attributes:
@@ -91,7 +91,7 @@ class VariableTracking(Streamed):
   def state_bits(self) -> float:
     return self.names * math.log2(self.keys) + self.chains * math.log2(self.values)
 
-  def part(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
+  def stretch(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
     each, n, told = self.hops + 1, self.names, self.told
     names = FIRST + draw.distinct(field(key, 0), self.keys, n).reshape(self.chains, each)
     values = FIRST + self.keys + draw.distinct(field(key, 1), self.values, self.chains)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.tasks import draw, streamed
+from memjax.tasks import draw, stretches
 from memjax.tasks.interference import Interference
 from memjax.tasks.needle import Needle
 from memjax.tasks.task import IGNORE, TRAIN
@@ -88,10 +88,10 @@ def test_rounds_hold_each_kind_once_and_none_follows_itself():
 
 def test_numbers_of_a_stretch_are_those_of_the_row():
   key = jax.random.key(3)
-  whole = np.asarray(jax.jit(lambda: streamed.integers(key, 0, 1000, 5, 9))())
+  whole = np.asarray(jax.jit(lambda: stretches.integers(key, 0, 1000, 5, 9))())
   assert whole.min() == 5 and whole.max() == 8
   assert np.abs(np.bincount(whole)[5:] - 250).max() < 70
-  part = jax.jit(lambda start: streamed.integers(key, start, 130, 5, 9))
+  part = jax.jit(lambda start: stretches.integers(key, start, 130, 5, 9))
   for start in (0, 1, 127, 128, 255, 870):
     np.testing.assert_array_equal(part(start), whole[start : start + 130])
 
@@ -100,4 +100,4 @@ def test_stretches_that_there_are_not_are_refused():
   with pytest.raises(ValueError, match=r"size=513 must lie in 1\.\.length=512"):
     Needle().chunk(0, TRAIN, jnp.arange(1), 0, 513)
   with pytest.raises(ValueError, match="order='mixed' is drawn whole"):
-    Interference().part(jax.random.key(0), 0, 4)
+    Interference().stretch(jax.random.key(0), 0, 4)

@@ -16,8 +16,8 @@ from memjax.tasks.task import Batch, Task
 BLOCK = 128  # numbers that share a key
 
 
-class Streamed(Task):
-  """A task that defines `part` in place of `example`.
+class Stretches(Task):
+  """A task that defines `stretch` in place of `example`.
 
   Attributes:
     length: tokens of an example.
@@ -26,11 +26,11 @@ class Streamed(Task):
   length: int
 
   @abc.abstractmethod
-  def part(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
+  def stretch(self, key: jax.Array, start: jax.Array | int, size: int) -> Batch:
     """The places start .. start + size - 1 of one example; `length` is that of the whole."""
 
   def example(self, key: jax.Array) -> Batch:
-    return self.part(key, 0, self.length)
+    return self.stretch(key, 0, self.length)
 
   def chunk(
     self, seed: int, split: int, index: jax.Array, start: jax.Array | int, size: int
@@ -43,7 +43,7 @@ class Streamed(Task):
     if not 1 <= size <= self.length:
       raise ValueError(f"size={size} must lie in 1..length={self.length}")
     stream = self.stream(seed, split)
-    return jax.vmap(lambda i: self.part(jax.random.fold_in(stream, i), start, size))(index)
+    return jax.vmap(lambda i: self.stretch(jax.random.fold_in(stream, i), start, size))(index)
 
 
 def integers(
