@@ -6,7 +6,7 @@ import jax
 
 from experiments.comparison import cells
 from experiments.comparison.plan import Cell
-from experiments.console import console, plain_table
+from experiments.console import console
 
 TESTS = 0.25  # of a training, about what the tests take besides
 
@@ -24,14 +24,16 @@ def of(cell: Cell) -> tuple[float, float]:
 
 
 def show(wanted: list[Cell]) -> None:
-  """Prints the estimate of cells that are not finished: upper bounds, as trainings that have
-  learned all stop early. Streams are not counted."""
-  table, total = [], 0.0
+  """Prints the estimate of cells that are not finished, each as it is known: upper bounds, as
+  trainings that have learned all stop early. Streams are not counted."""
+  total = 0.0
   for cell in wanted:
     compiling, step = of(cell)
     seconds = compiling + step * cell.training.steps * (1 + TESTS)
     total += seconds
-    name = [cell.setup.name, cell.memory]
-    table.append([*name, f"{compiling:.0f} s", f"{1000 * step:.0f} ms", f"{seconds / 60:.1f} min"])
-  plain_table(["task", "memory", "compiling", "a step", "at most"], table)
-  console.print(f"{len(wanted)} cells, at most {total / 60:.0f} minutes in one process")
+    console.print(
+      f"{cell.setup.name} {cell.memory}: {compiling:.0f} s to compile, {1000 * step:.0f} ms a "
+      f"step, at most {seconds / 60:.1f} minutes",
+      markup=False,
+    )
+  console.print(f"{len(wanted)} cells: at most {total / 60:.0f} minutes in one process")

@@ -25,7 +25,7 @@ class Budget:
   batch: int = 16
   block: int = 50
   examples: int = 100
-  walkers: int = 20
+  walkers: int = 8
 
 
 BUDGETS = {
@@ -104,8 +104,9 @@ def cells(
         block=budget.block,
       )  # fmt: skip
       settings = dataclasses.replace(setup, details=None)
-      told = repr((settings, memory, own, hidden, training, budget.examples, budget.walkers))
-      config = hashlib.sha256(told.encode()).hexdigest()[:8]
+      told = [settings, memory, own, hidden, training, budget.examples]
+      told += [budget.walkers] if setup.streams else []
+      config = hashlib.sha256(repr(told).encode()).hexdigest()[:8]
       found.append(Cell(setup, memory, own, candidate, hidden, training, budget, config))
   return found
 

@@ -2,6 +2,7 @@
 are read back from the files."""
 
 import json
+import math
 import pathlib
 import statistics
 
@@ -158,8 +159,22 @@ def _task(setup, found: list[dict]) -> str:
   return (
     f"<h2>{text(setup.name)}</h2><p>{meaning}; trained on {text(_told(setup))}</p>"
     f'{table(columns, lines)}<p class="soft">∅: with the memory zeroed before every segment.</p>'
+    f"{_slopes(setup, found)}"
     f'<div class="charts">{"".join(plots)}</div>'
   )
+
+
+def _slopes(setup, found: list[dict]) -> str:
+  """How the metric changes with every doubling of the updates: the fit of a line over log2 U, the
+  law that is published for language models."""
+  parts = []
+  for name in figures.models(found):
+    mine = of(found, model=name, metric=setup.metric, varies="updates", control="")
+    points = [(math.log2(row["setting"]), row["value"]) for row in mine if row["value"] is not None]
+    if len({x for x, _ in points}) > 1:
+      slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+      parts.append(f"{name} {slope:+.3f}")
+  return f"<p>With every doubling of the updates: {text(', '.join(parts))}.</p>" if parts else ""
 
 
 def _told(setup) -> str:

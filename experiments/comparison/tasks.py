@@ -68,7 +68,7 @@ def _length(task: Task) -> int:
 
 
 def _mqar(budget: str) -> Setup:
-  vocab, steps = {"tiny": (64, 6), "small": (128, 600), "medium": (8192, 8000)}[budget]
+  vocab, steps = {"tiny": (64, 6), "small": (128, 900), "medium": (8192, 8000)}[budget]
   make = lambda pairs, length, power=0.01: MQAR(pairs, length, vocab, power)  # noqa: E731
   if budget == "tiny":
     tests = Test("pairs", 4, make(4, 16)), Test("length", 32, make(2, 32))
