@@ -17,6 +17,7 @@ from experiments.reporting.document import document, table, text
 STYLE = """
 td b.v { font-weight: 600; padding: 1px 5px; border-radius: 4px;
   background: color-mix(in srgb, var(--c2) calc(var(--share) * 55%), transparent); }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
 td small { color: var(--soft); display: block; line-height: 1.1; }
 """
 REFERENCES = ("oracle", "floor", "chance")

@@ -226,3 +226,19 @@ def test_rows_refuse_what_has_no_column(tmp_path):
   with pytest.raises(ValueError, match="speed"):
     rows.write(tmp_path / "a.csv", [{"speed": 1}])
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_attention_recalls_what_a_window_cannot_see(tmp_path):
+  """MQAR at 64 tokens, the small budget's cell at one learning rate and seed: full attention has
+  0.97 at 4 pairs, chance with its memory zeroed; a window of a few tokens stays at chance."""
+  wanted = plan.cells(["mqar"], ["attention", "window"], "small", 1, rates=(1e-2,))
+  assert compare.run_cells(wanted, tmp_path) == []
+  found = {
+    (row["model"], row["control"]): row["value"]
+    for cell in wanted
+    for row in _rows(cell, tmp_path)
+    if row["metric"] == "acc" and (row["varies"], row["setting"]) == ("pairs", 4)
+  }
+  assert found["attention", ""] >= 0.97
+  assert max(found[key] for key in found if key != ("attention", "")) < 0.1
