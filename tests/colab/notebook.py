@@ -44,10 +44,12 @@ def run(path: pathlib.Path) -> tuple[dict[str, Any], list[Figure]]:
 
 def _cell(source: str, name: str, namespace: dict[str, Any]) -> Any:
   """Runs a cell; the value of its last line, if that is an expression."""
-  body = ast.parse(source).body
-  last = body.pop() if isinstance(body[-1], ast.Expr) else None
+  *body, last = ast.parse(source).body
+  if not isinstance(last, ast.Expr):
+    exec(compile(ast.Module([*body, last], []), name, "exec"), namespace)
+    return None
   exec(compile(ast.Module(body, []), name, "exec"), namespace)
-  return last and eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+  return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
 
 
 def empty(figure: Figure) -> bool:
