@@ -162,58 +162,60 @@ class ProgramEvaluation(Task):
     which = start[which] + variant.astype(jnp.int32)
     times = jax.random.randint(field(key, 5), (self.nest,), 1, 10)
 
+    before, after = self._around(flat)
+    signs = jnp.broadcast_to(jnp.arange(1, self.vocab), (self.nest, self.vocab - 1))
+    said = _digits(numbers[:, 1:], self.length).reshape(self.nest, -1)
+    pool = jnp.concatenate(
+      [said, ZERO + times[:, None], signs, jnp.zeros_like(said[:, :1])], axis=1
+    )
+    take = lambda table: jnp.take_along_axis(pool, jnp.asarray(table)[which], axis=1)  # noqa: E731
+    before, after = take(before), take(after)
+
     text, value = _digits(numbers[0, 0], self.length), numbers[0, 0]
+    open_, close = (1 + CHARACTERS.index(c) for c in "()")
     for level in range(self.nest):
-      left, right, made = [], [], []
-      for name in flat:
-        before, after = self._around(name, numbers[level], times[level])
-        left.append(before)
-        right.append(after)
-        made.append(self._apply(name, value, numbers[level], times[level], modulus))
-      inner = [_one("("), text, _one(")")] if level else [text]
-      wide = lambda parts: jnp.stack(  # noqa: E731
-        [jnp.pad(p, (0, max(len(q) for q in parts) - len(p))) for p in parts]
-      )
-      whole = [wide(left)[which[level]], *inner, wide(right)[which[level]]]
       there = level < levels
-      new = jnp.concatenate(whole)
-      text = jnp.where(there, new, jnp.pad(text, (0, len(new) - len(text))))
-      value = jnp.where(there, jnp.stack(made)[which[level]], value)
+      inner = [jnp.where(there, open_, PAD)[None], text, jnp.where(there, close, PAD)[None]]
+      sides = [jnp.where(there, side[level], PAD) for side in (before, after)]
+      text = jnp.concatenate([sides[0], *(inner if level else [text]), sides[1]])
+      made = self._apply(value, numbers[level], times[level], modulus)
+      new = jnp.stack([made[name] for name in flat])[which[level]] % modulus
+      value = jnp.where(there, new, value)
     return text, value % modulus
 
-  def _around(self, name: str, numbers: jax.Array, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The characters of an operation before and after its first operand."""
-    sides: list[list[jax.Array]] = [[], []]
-    side, following = 0, 1
-    for character in TEMPLATES[name]:
-      if character == "A":
-        side = 1
-      elif character == "N":
-        sides[side].append(_digits(numbers[following], self.length))
-        following += 1
-      elif character == "K":
-        sides[side].append((ZERO + times)[None])
-      else:
-        sides[side].append(_one(character))
-    before, after = (jnp.concatenate([jnp.zeros(0, jnp.int32), *part]) for part in sides)
-    return before, after
+  def _around(self, names: list[str]) -> list[np.ndarray]:
+    """Where the characters of each operation before, and after, its first operand stand in a pool of
+    the digits of its other numbers, k, all characters, and a blank; `[names, most]` each."""
+    signs = NUMBERS * self.length + 1
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for name in names:
+      number = 0
+      for side, text in zip(sides, TEMPLATES[name].split("A"), strict=True):
+        row: list[int] = []
+        for character in text:
+          if character == "N":
+            row += range(number * self.length, (number + 1) * self.length)
+            number += 1
+          else:
+            row.append(signs - 1 if character == "K" else signs + CHARACTERS.index(character))
+        side.append(row)
+    blank, most = signs + len(CHARACTERS), [max(map(len, rows)) for rows in sides]
+    return [
+      np.asarray([row + [blank] * (n - len(row)) for row in rows])
+      for rows, n in zip(sides, most, strict=True)
+    ]
 
-  def _apply(self, name: str, a: jax.Array, numbers: jax.Array, times: jax.Array, modulus):
-    """The value of an operation modulo `modulus`; only numbers are compared, which are exact."""
+  def _apply(self, a: jax.Array, numbers: jax.Array, times: jax.Array, modulus: jax.Array):
+    """What each operation makes of a, the value before, modulo `modulus`, and of the other numbers;
+    these alone are compared, as they are exact. a * b would not fit: digit by digit."""
     b, c, d = numbers[1], numbers[2], numbers[3]
-    if name == "*":
-      product = jnp.int32(0)
-      for digit in _decimal(b, self.length):  # a * b would not fit
-        product = (product * 10 + a * digit) % modulus
-      return product
-    made = {
-      "+": lambda: a + b,
-      "-": lambda: a - b,
-      "<": lambda: jnp.where(b < c, a, d),
-      ">": lambda: jnp.where(b > c, a, d),
-      "for": lambda: a + times * b,
-    }[name]()
-    return made % modulus
+    product = jnp.int32(0)
+    for place in reversed(range(self.length)):
+      product = (product * 10 + a * (b // 10**place % 10)) % modulus
+    return {
+      "+": a + b, "-": a - b, "*": product, "<": jnp.where(b < c, a, d),
+      ">": jnp.where(b > c, a, d), "for": a + times * b,
+    }  # fmt: skip
 
   def oracle(self, inputs: jax.Array, length: jax.Array) -> jax.Array:
     """Reads the characters on the host, in Python."""
@@ -225,36 +227,28 @@ class ProgramEvaluation(Task):
     found = np.full(inputs.shape, IGNORE, np.int32)
     for place in np.ndindex(inputs.shape[:-1]):
       text = "".join(CHARACTERS[i - 1] for i in inputs[place] if i != PAD)
-      program, _, asked = text.partition("~")
+      program = text.partition("~")[0]
       if not program:
         continue
       at = np.flatnonzero(inputs[place] == DUE)
-      due = self._due(program, len(asked))
+      due = self._due(program)
       found[place][at[: len(due)]] = [ZERO + int(digit) for digit in due]
     return found
 
-  def _due(self, program: str, asked: int) -> str:
-    """The answer to a program, before which 1 + asked `~` were put in."""
+  def _due(self, program: str) -> str:
+    """The answer to a program."""
     if self.group in MEMORY:
       return {"copy": program, "reverse": program[::-1], "double": 2 * program}[self.group]
     digits = len(next(filter(None, "".join(c if c.isdigit() else " " for c in program).split())))
     return str(program_parser.value(program) % 10 ** (digits + 1))
 
 
-def _one(character: str) -> jax.Array:
-  return jnp.asarray([1 + CHARACTERS.index(character)], jnp.int32)
-
-
-def _decimal(number: jax.Array, width: int) -> list[jax.Array]:
-  """Digits of a number, the highest first."""
-  return [number // 10**place % 10 for place in reversed(range(width))]
-
-
 def _digits(number: jax.Array, width: int) -> jax.Array:
-  """Characters of a number, behind PAD for leading zeros; `[width] int32`."""
-  digits = jnp.stack(_decimal(number, width))
-  blank = (jnp.cumsum(digits) == 0) & (jnp.arange(width) < width - 1)
-  return jnp.where(blank, PAD, ZERO + digits).astype(jnp.int32)
+  """Characters of numbers `[...]`, `[..., width] int32`, with PAD for leading zeros."""
+  places = (10 ** np.arange(width - 1, -1, -1)).reshape((1,) * number.ndim + (-1,)).astype(np.int32)
+  above = number[..., None] // places
+  blank = (above == 0) & (places > 1)
+  return jnp.where(blank, PAD, ZERO + above % 10).astype(jnp.int32)
 
 
 def _closed(tokens: jax.Array) -> jax.Array:

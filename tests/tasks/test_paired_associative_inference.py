@@ -7,7 +7,7 @@ import pytest
 
 from memjax.tasks import paired_associative_inference as pai
 from memjax.tasks.paired_associative_inference import PairedAssociativeInference
-from memjax.tasks.task import TEST, acc_by, scored
+from memjax.tasks.task import TEST, scored
 
 sample = jax.jit(pai.sample, static_argnums=(1, 2), static_argnames=("distance",))
 WORLD = pai.World(items=14, chains=3, length=4)
@@ -68,36 +68,42 @@ def test_what_cannot_be_asked_is_refused():
     pai.sample(jax.random.key(0), 1, pai.World(), distance=3)
 
 
-def test_single_pairs_answer_direct_questions_and_two_hops_all():
-  task = PairedAssociativeInference(chains=6, questions=18, items=40)
+TASK = PairedAssociativeInference(chains=3, chain=4, questions=18, items=14)
+
+
+@pytest.fixture(scope="module")
+def episodes():
+  """All questions about three chains; what readers of single pairs and of three make of them."""
 
   def run(index):
-    batch = task.sample(0, TEST, index)
-    return batch, *(jax.vmap(lambda x: task.linked(x, hops))(batch.inputs) for hops in (1, 2))  # noqa: B023
+    batch = TASK.sample(0, TEST, index)
+    return batch, *(jax.vmap(lambda x: TASK.linked(x, hops))(batch.inputs) for hops in (1, 3))  # noqa: B023
 
-  batch, one, two = jax.jit(run)(jnp.arange(1700))
-  by = acc_by(one, batch, "distance")
-  assert by[1] == (1.0, 20400) and by[2][1] == 10200
-  assert abs(by[2][0] - 0.5) < 3 * (0.25 / 10200) ** 0.5  # nothing but the pairs tells
-  assert abs(float(scored(one, batch)["acc"]) - task.floor) < 0.01
-  assert set(acc_by(two, batch, "distance").values()) == {(1.0, 20400), (1.0, 10200)}
-  # All questions of 6 chains: every kind of each, right as often as left.
-  kinds = np.asarray(batch.meta["kind"])[np.asarray(batch.mask)].reshape(1700, 18)
-  assert (np.sort(kinds, axis=1) == np.repeat([1, 2, 3], 6)).all()
-  assert abs(np.mean(np.asarray(batch.targets)[np.asarray(batch.mask)] == pai.LEFT) - 0.5) < 0.01
+  return jax.tree.map(np.asarray, jax.jit(run)(jnp.arange(1200)))
 
 
-def test_lures_stand_in_another_chain_at_the_same_place():
-  task = PairedAssociativeInference(chains=3, chain=4, questions=6, items=14)
-  batch = jax.jit(lambda index: task.sample(0, TEST, index))(jnp.arange(60))
-  batch = jax.tree.map(np.asarray, batch)
-  for row in range(60):
+def test_single_pairs_answer_direct_questions_and_chains_of_them_all(episodes):
+  batch, one, all_pairs = episodes
+  right = lambda predicted: (predicted == batch.targets)[batch.mask]  # noqa: E731
+  direct = batch.meta["distance"][batch.mask] == 1
+  assert right(all_pairs).all() and right(one)[direct].all()
+  assert (~direct).sum() == 10800  # nothing but the pairs tells the answers
+  assert abs(right(one)[~direct].mean() - 0.5) < 3 * (0.25 / 10800) ** 0.5
+  assert abs(right(one).mean() - TASK.floor) < 0.01
+  kinds = batch.meta["kind"][batch.mask].reshape(-1, 18)
+  assert (np.sort(kinds, axis=1) == np.repeat(np.arange(1, 7), 3)).all()
+  assert abs(np.mean(batch.targets[batch.mask] == pai.LEFT) - 0.5) < 0.012
+
+
+def test_lures_stand_in_another_chain_at_the_same_place(episodes):
+  batch = episodes[0]
+  for row in range(30):
     ids = batch.inputs[row]
-    where = places(ids[: task.told].reshape(-1, 3)[:, :2])
-    kinds = batch.meta["kind"][row, task.told + 3 :: 4]
-    sides = batch.targets[row, task.told + 3 :: 4] - pai.LEFT
+    where = places(ids[: TASK.told].reshape(-1, 3)[:, :2])
+    kinds = batch.meta["kind"][row, TASK.told + 3 :: 4]
+    sides = batch.targets[row, TASK.told + 3 :: 4] - pai.LEFT
     for (_, cue, *options), side, kind in zip(
-      ids[task.told :].reshape(-1, 4), sides, kinds, strict=True
+      ids[TASK.told :].reshape(-1, 4), sides, kinds, strict=True
     ):
       right, lure = where[options[side]], where[options[1 - side]]
       assert where[cue][0] == right[0] != lure[0] and lure[1] in (right[1], 3 - right[1])

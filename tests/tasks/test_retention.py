@@ -10,8 +10,7 @@ import pytest
 
 from memjax.tasks import retention
 from memjax.tasks.fact_contexts import FactContexts
-from memjax.tasks.mqar import MQAR
-from memjax.tasks.task import TEST
+from memjax.tasks.task import TEST, Batch
 from memjax.tasks.triples import newest
 
 TASK = FactContexts(facts=2, subjects=200, relations=8, objects=50)
@@ -88,19 +87,25 @@ def test_all_are_told_then_all_are_asked(stream):
 
 
 def test_the_newest_fact_stays_known_however_many_were_told():
-  def make(number):
-    return retention.split_off(TASK, TASK.sample(0, TEST, 2 * number + jnp.arange(2)))
+  def make(number):  # one fact of two samples
+    pair = 2 * number + jnp.arange(2)
+    tell = lambda pair: TASK.words.facts(pair[None], pair[None] % 7)  # noqa: E731
+    ask = lambda pair: TASK.words.questions(pair[None])  # noqa: E731
+    answer = TASK.words.value(pair, pair % 7)
+    return retention.Parts(jax.vmap(tell)(pair), jax.vmap(ask)(pair), answer)
 
-  def full(state, tokens):  # stops to write after 40
-    return jax.lax.cond(state[1] < 40, ring, lambda s, _: (s[0], s[1] + 1), state, tokens)
+  def run(limit):  # a memory that stops to write
+    def write(state, tokens):
+      slots, written = state
+      new = slots.at[:, written % KEPT].set(tokens)
+      return jnp.where(written < limit, new, slots), written + 1
 
-  def run(write):
-    start = empty(KEPT, batch=2)
-    return jax.jit(lambda: retention.integrity(write, ask, start, make, 100, 10))()
+    start = jnp.zeros((2, KEPT, 4), jnp.int32), jnp.int32(0)
+    return retention.integrity(write, ask, start, make, 100, 10)
 
-  found = run(ring)
-  assert found.all() and found.shape == (10, 2)
-  np.testing.assert_array_equal(run(full).all(axis=1), [True] * 4 + [False] * 6)
+  run = jax.jit(run)
+  assert run(100).all() and run(100).shape == (10, 2)
+  np.testing.assert_array_equal(run(40).all(axis=1), [True] * 4 + [False] * 6)
 
 
 def test_contexts_share_no_question(stream):
@@ -127,8 +132,10 @@ def test_mistakes_are_named(stream):
     retention.curve(ring, ask, empty(1), parts, others, before=9)
   with pytest.raises(ValueError, match=r"every=5 must lie in 1\.\.writes=4"):
     retention.integrity(ring, ask, empty(1), lambda _: parts, 4, 5)
-  several = MQAR(pairs=2, length=8, vocab=16)
+  several = Batch(*(np.ones((2, 11), t) for t in (int, int, bool)), np.full(2, 11), {})
   with pytest.raises(ValueError, match="must ask one question"):
-    retention.split_off(several, jax.jit(lambda i: several.sample(0, TEST, i))(jnp.arange(2)))
+    retention.split_off(TASK, several)
+  with pytest.raises(ValueError, match="no tokens that are `told`"):
+    retention.split_off(None, several)
   with pytest.raises(ValueError, match="facts=9 must not exceed 8 pairs"):
     FactContexts(facts=9, subjects=4, relations=2)
