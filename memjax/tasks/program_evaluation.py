@@ -184,7 +184,7 @@ class ProgramEvaluation(Task):
     return text, value % modulus
 
   def _around(self, names: list[str]) -> list[np.ndarray]:
-    """Where the characters of each operation before, and after, its first operand stand in a pool of
+    """Where the characters of each operation before, and after, its first operand stand in a pool:
     the digits of its other numbers, k, all characters, and a blank; `[names, most]` each."""
     signs = NUMBERS * self.length + 1
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])

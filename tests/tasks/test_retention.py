@@ -132,7 +132,7 @@ def test_mistakes_are_named(stream):
     retention.curve(ring, ask, empty(1), parts, others, before=9)
   with pytest.raises(ValueError, match=r"every=5 must lie in 1\.\.writes=4"):
     retention.integrity(ring, ask, empty(1), lambda _: parts, 4, 5)
-  several = Batch(*(np.ones((2, 11), t) for t in (int, int, bool)), np.full(2, 11), {})
+  several = Batch(parts.context, parts.context, parts.context > 0, parts.answer, {})
   with pytest.raises(ValueError, match="must ask one question"):
     retention.split_off(TASK, several)
   with pytest.raises(ValueError, match="no tokens that are `told`"):
