@@ -21,6 +21,8 @@ from memjax.tasks.copying import Copy
 from memjax.tasks.fact_contexts import FactContexts
 from memjax.tasks.fact_recall import FactRecall
 from memjax.tasks.fact_updates import FactUpdates
+from memjax.tasks.consolidation import Consolidation
+from memjax.tasks.copying import Copy
 from memjax.tasks.few_shots import FewShots
 from memjax.tasks.induction import Induction
 from memjax.tasks.instructions import Instructions
@@ -31,6 +33,7 @@ from memjax.tasks.ngrams import NGrams
 from memjax.tasks.nth_farthest import NthFarthest
 from memjax.tasks.order_recall import OrderRecall
 from memjax.tasks.paired_associative_inference import PairedAssociativeInference
+from memjax.tasks.order_recall import OrderRecall
 from memjax.tasks.parity import Access, Parity
 from memjax.tasks.popgym import Autoencode, CountRecall, RepeatFirst, RepeatPrevious
 from memjax.tasks.priority_sort import PrioritySort
@@ -38,6 +41,7 @@ from memjax.tasks.program_evaluation import ProgramEvaluation
 from memjax.tasks.repeat_copy import RepeatCopy
 from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.shortest_path import ShortestPath
+from memjax.tasks.sessions import Sessions
 from memjax.tasks.stretches import Stretches
 from memjax.tasks.survey import Survey
 from memjax.tasks.task import TRAIN, Task
@@ -85,6 +89,15 @@ TASKS: dict[str, Task] = {
   "instructions": Instructions(),
   "fact recall": FactRecall(),
   "fact contexts": FactContexts(),
+  "turing rules": Rules(),
+  "turing tape": Tape(cells=256, steps=1000),
+  "order recall": OrderRecall(length=1000),
+  "parity, mnemonic": Parity(form="mnemonic"),
+  "access": Access(),
+  "sessions": Sessions(),
+  "few shots": FewShots(),
+  "consolidation": Consolidation(facts=512),
+  "survey": Survey(),
 }
 TOKENS = 200_000  # of a run, about
 STREAM, STRETCH = 1_000_000, 4096
@@ -122,6 +135,10 @@ STREAMS: dict[str, Stretches] = {
     keys=46, updates=10_869, values=16_384, order="rounds"
   ),
   "variables, stretches of 1M": VariableTracking(length=STREAM, chains=2),
+  "sessions, stretches of 1M": Sessions(sessions=500, size=2000),
+  "few shots, stretches of 1M": FewShots(shots=5700),
+  "consolidation, stretches of 1M": Consolidation(facts=143_000, digits=6),
+  "survey, stretches of 1M": Survey(paragraphs=15_700),
 }
 
 

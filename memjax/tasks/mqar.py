@@ -36,6 +36,7 @@ class MQAR(Task):
     filler: "safe", "official" or "zeros".
     updates: so many of the keys get a second value after all first ones; the last one counts.
     absent: so many of the queries are for keys without a value, and the id 0 is due; with "zeros".
+    repeats: times that each key is asked.
 
   Meta: `rank [T]`, place of the asked pair among the pairs, 0 where nothing is asked.
 
@@ -50,10 +51,11 @@ class MQAR(Task):
   filler: str = "safe"
   updates: int = 0
   absent: int = 0
+  repeats: int = 1
   number = 1
 
   def __post_init__(self):
-    checks.positive(pairs=self.pairs, length=self.length, vocab=self.vocab)
+    checks.positive(pairs=self.pairs, length=self.length, vocab=self.vocab, repeats=self.repeats)
     checks.one_of("filler", self.filler, FILLERS)
     if not 0 <= self.updates <= self.pairs:
       raise ValueError(f"updates={self.updates} must lie in 0..pairs={self.pairs}")
@@ -64,7 +66,7 @@ class MQAR(Task):
         f"absent={self.absent} needs filler='zeros', not {self.filler!r}: a query for an unknown "
         "key would look like the fill"
       )
-    least = 2 * (2 * self.pairs + self.updates)
+    least = 2 * ((1 + self.repeats) * self.pairs + self.updates)
     if self.length % 2 or self.length < least:
       raise ValueError(
         f"length={self.length} must be even and at least {least}: two tokens a pair, an update and "
@@ -105,10 +107,11 @@ class MQAR(Task):
 
     space = (self.length - told) // 2
     weights = (self.power - 1) * jnp.log(jnp.arange(1, space + 1, dtype=jnp.float32))
-    place = told + 2 * draw.weighted(field(key, 3), weights, pairs)
+    place = told + 2 * draw.weighted(field(key, 3), weights, pairs * self.repeats)
     due = jnp.concatenate([last, jnp.zeros(self.absent, jnp.int32)])
     asked = draw.distinct(field(key, 5), pairs, pairs - self.absent)
     asked = jnp.concatenate([asked, pairs + jnp.arange(self.absent)])
+    asked = jnp.tile(asked, self.repeats)  # places are in random order
 
     inputs = self._fill(field(key, 4), keys[:pairs])
     inputs = inputs.at[:told].set(jnp.stack([owners, values], axis=1).reshape(-1))

@@ -4,7 +4,8 @@ oracle does, in the form of "ELMUR" (Cherepanov et al. 2025, arXiv 2510.07151).
 A hint g = +1 or -1 is seen at t = 0, then a corridor of L cells, then the junction, where the way
 is up for g = 1 and down for -1. An observation is `(y, hint, flag, noise)`: y is 0 on this way, the
 hint 0 after t = 0, the flag 1 at the junction, noise drawn from -1, 0, 1 at every step. Actions: 0
-right, 1 up, 2 left, 3 down; the target is right until the junction. One bit, kept for L steps.
+right, 1 up, 2 left, 3 down; the target is right until the junction. One bit, kept for L steps. In
+the active form the way begins one cell past the hint: left at t = 0, the hint at t = 1, then right.
 
 Every observation is a function of seed, split, index and t: `chunk` makes any part of a corridor of
 any length.
@@ -26,9 +27,10 @@ class TMaze(Task):
   """See the module.
 
   Attributes:
-    length: steps L + 1; the last is at the junction.
+    length: steps, L + 1; if active, L + 2; the last is at the junction.
     noise: the fourth channel is drawn; False: 0.
     last: so many of the last steps count in mask and loss; None: all.
+    active: the hint must be fetched.
 
   `Batch.inputs` are `[B, T, 4] float32`, targets actions. Hints of examples 2 i and 2 i + 1 differ.
   Meta: `hint [B]`.
@@ -37,13 +39,16 @@ class TMaze(Task):
   length: int = 30
   noise: bool = True
   last: int | None = None
+  active: bool = False
   vocab: int = 4
   number = 6
   input_form = "vectors"
 
   def __post_init__(self):
-    if self.length < 2:
-      raise ValueError(f"length={self.length} must be at least 2: the hint, and the junction")
+    if self.length < 2 + self.active:
+      raise ValueError(
+        f"length={self.length} must be at least {2 + self.active}: the hint, and the junction"
+      )
     if self.last is not None:
       checks.positive(last=self.last)
 
@@ -79,16 +84,20 @@ class TMaze(Task):
     if self.noise:
       noise = jax.vmap(lambda t: jax.random.randint(jax.random.fold_in(own, t), (), -1, 2))(t)
     end = t == self.length - 1
-    seen = [jnp.zeros_like(t), jnp.where(t == 0, hint, 0), end, noise]
+    seen = [jnp.zeros_like(t), jnp.where(t == self.active, hint, 0), end, noise]
     inputs = jnp.stack([a.astype(jnp.float32) for a in seen], axis=-1)
-    targets = jnp.where(end, jnp.where(hint > 0, UP, DOWN), RIGHT).astype(jnp.int32)
+    way = jnp.where((t == 0) & self.active, LEFT, RIGHT)
+    targets = jnp.where(end, jnp.where(hint > 0, UP, DOWN), way).astype(jnp.int32)
     mask = jnp.ones(t.shape, bool) if self.last is None else t >= self.length - self.last
     return Batch(inputs, targets, mask, jnp.int32(self.length), {"hint": hint})
 
   def oracle(self, inputs: jax.Array, length: jax.Array) -> jax.Array:
     del length
     turn = jnp.where(jnp.sum(inputs[:, 1]) > 0, UP, DOWN)
-    return jnp.where(inputs[:, 2] == 1, turn, RIGHT).astype(jnp.int32)
+    way = RIGHT
+    if self.active:  # back until a hint was seen
+      way = jnp.where(jnp.cumsum(inputs[:, 1] != 0) > 0, RIGHT, LEFT)
+    return jnp.where(inputs[:, 2] == 1, turn, way).astype(jnp.int32)
 
   def closed_book(self, batch: Batch) -> Batch:
     """Without the hint."""
