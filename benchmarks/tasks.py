@@ -21,8 +21,6 @@ from memjax.tasks.copying import Copy
 from memjax.tasks.fact_contexts import FactContexts
 from memjax.tasks.fact_recall import FactRecall
 from memjax.tasks.fact_updates import FactUpdates
-from memjax.tasks.consolidation import Consolidation
-from memjax.tasks.copying import Copy
 from memjax.tasks.few_shots import FewShots
 from memjax.tasks.induction import Induction
 from memjax.tasks.instructions import Instructions
@@ -33,15 +31,14 @@ from memjax.tasks.ngrams import NGrams
 from memjax.tasks.nth_farthest import NthFarthest
 from memjax.tasks.order_recall import OrderRecall
 from memjax.tasks.paired_associative_inference import PairedAssociativeInference
-from memjax.tasks.order_recall import OrderRecall
 from memjax.tasks.parity import Access, Parity
 from memjax.tasks.popgym import Autoencode, CountRecall, RepeatFirst, RepeatPrevious
 from memjax.tasks.priority_sort import PrioritySort
 from memjax.tasks.program_evaluation import ProgramEvaluation
 from memjax.tasks.repeat_copy import RepeatCopy
 from memjax.tasks.selective_copying import SelectiveCopying
-from memjax.tasks.shortest_path import ShortestPath
 from memjax.tasks.sessions import Sessions
+from memjax.tasks.shortest_path import ShortestPath
 from memjax.tasks.stretches import Stretches
 from memjax.tasks.survey import Survey
 from memjax.tasks.task import TRAIN, Task
@@ -73,13 +70,8 @@ TASKS: dict[str, Task] = {
   "autoencode": Autoencode(decks=2),
   "count recall": CountRecall(decks=2, of="suits"),
   "babi": Babi(),
-  "turing, rules": Rules(),
-  "turing, tape": Tape(),
-  "order recall": OrderRecall(),
-  "parity": Parity(),
   "access": Access(),
   "few shots": FewShots(),
-  "consolidation": Consolidation(),
   "survey": Survey(),
   "paired associative inference": PairedAssociativeInference(),
   "shortest path": ShortestPath(),
@@ -93,11 +85,8 @@ TASKS: dict[str, Task] = {
   "turing tape": Tape(cells=256, steps=1000),
   "order recall": OrderRecall(length=1000),
   "parity, mnemonic": Parity(form="mnemonic"),
-  "access": Access(),
   "sessions": Sessions(),
-  "few shots": FewShots(),
   "consolidation": Consolidation(facts=512),
-  "survey": Survey(),
 }
 TOKENS = 200_000  # of a run, about
 STREAM, STRETCH = 1_000_000, 4096

@@ -17,7 +17,7 @@ PAIRS = 32
 
 
 def recall(batch, keys, values, rule):
-  """Accuracy of a matrix that is written with keys `[ids, d]` and read as the nearest of `values`."""
+  """Accuracy of a matrix written with keys `[ids, d]` and read as the nearest of `values`."""
   right = []
   for ids, due in zip(batch.inputs, batch.targets, strict=True):
     memory = np.zeros((keys.shape[1], values.shape[1]), np.float32)
