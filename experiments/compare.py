@@ -56,7 +56,7 @@ def _cells(options):
   rates = tuple(map(float, options.learning_rates)) or None
   return plan.cells(
     options.tasks, names.split(","), budget, options.seeds, steps=options.steps,
-    batch=options.batch, conv=options.conv, rates=rates,
+    batch=options.batch, conv=options.conv, rates=rates, enough=options.enough,
   )  # fmt: skip
 
 
@@ -88,6 +88,7 @@ def _define() -> None:
   flags.DEFINE_integer("batch", None, "examples a step, in place of the budget's", lower_bound=1)
   flags.DEFINE_list("learning_rates", [], "in place of the budget's")
   flags.DEFINE_integer("conv", None, "tokens of the short convolution; 0: none", lower_bound=0)
+  flags.DEFINE_float("enough", None, "where training ends, on validation; above 1: never before")
   flags.DEFINE_boolean("estimate", False, "print how long it will take, and stop")
   flags.DEFINE_boolean("report_only", False, "make the report of what is finished")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.comparison import rows, tested, trained
 from experiments.comparison.plan import Cell
-from experiments.comparison.program import Trainer, measured, segmented
+from experiments.comparison.program import ENOUGH, Trainer, measured, segmented
 from experiments.comparison.shell import sizes
 from experiments.comparison.tasks import Setup
 from experiments.comparison.tested import Result, Tester
@@ -133,7 +133,7 @@ class Rows:
           found.append(about | now | {"metric": f"curve_{name}", "value": row[name][s][self.best]})
       reached = [
         row["step"] for row in self.done.curve
-        if row["validation"][s][self.best] >= trained.ENOUGH
+        if row["validation"][s][self.best] >= ENOUGH
       ]  # fmt: skip
       value = reached[0] if reached else None
       found.append(about | {"seed": seed, "metric": "steps_to_threshold", "value": value})

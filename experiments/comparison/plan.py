@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 
 from experiments.comparison import memories, shell, tasks
-from experiments.comparison.program import Training
+from experiments.comparison.program import ENOUGH, Training
 from experiments.comparison.shell import Candidate, Ports, Size
 from experiments.comparison.tasks import Setup
 
@@ -80,7 +80,7 @@ def cells(
   """All cells, task by task.
 
   Args:
-    changes: `steps`, `batch`, `conv`, `rates` in place of the budget's; None changes nothing.
+    changes: `steps`, `batch`, `conv`, `rates`, `enough` in place of the budget's; None: no change.
 
   Raises:
     ValueError: an unknown name; a task whose settings differ in what goes in and comes out.
@@ -101,11 +101,12 @@ def cells(
       training = Training(
         rates=changes.get("rates", budget.rates), seeds=tuple(range(seeds)),
         steps=changes.get("steps", setup.steps), batch=changes.get("batch", budget.batch),
-        block=budget.block,
+        block=budget.block, enough=changes.get("enough", ENOUGH),
       )  # fmt: skip
       settings = dataclasses.replace(setup, details=None)
       told = [settings, memory, own, hidden, training, budget.examples]
       told += [budget.walkers] if setup.streams else []
+      told += [training.enough] if training.enough != ENOUGH else []
       config = hashlib.sha256(repr(told).encode()).hexdigest()[:8]
       found.append(Cell(setup, memory, own, candidate, hidden, training, budget, config))
   return found

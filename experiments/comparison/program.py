@@ -18,6 +18,8 @@ from experiments.comparison.shell import Ports, Shell, room
 from memjax.core import join, split
 from memjax.tasks.task import TRAIN, VALIDATION, Batch, Task
 
+ENOUGH = 0.99  # of the validation: what counts as solved
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -28,6 +30,7 @@ class Training:
     steps: at most.   block: steps of a call; after each the validation is looked at.
     validation: examples of it.   warmup: share of the steps; then a cosine to `last` of the rate.
     decay: of the weights.   clip: of the gradient's norm.
+    enough: training ends where all seeds of a rate have it on validation; above 1: never.
   """
 
   rates: tuple[float, ...]
@@ -40,6 +43,7 @@ class Training:
   last: float = 0.1
   decay: float = 0.01
   clip: float = 1.0
+  enough: float = dataclasses.field(default=ENOUGH, repr=False)
 
 
 def padded(batch: Batch, length: int) -> Batch:

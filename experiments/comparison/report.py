@@ -9,7 +9,7 @@ import statistics
 from experiments.comparison import cells, figures, rows
 from experiments.comparison.figures import of
 from experiments.comparison.plan import Cell
-from experiments.comparison.trained import ENOUGH
+from experiments.comparison.program import ENOUGH
 from experiments.console import number_of_bytes
 from experiments.reporting.charts import number
 from experiments.reporting.document import document, table, text
@@ -232,7 +232,7 @@ def _fixed(wanted: list[Cell]) -> str:
     "shell": str(cell.budget.size), "training": str(cell.training),
     "examples of a test setting": cell.budget.examples,
     "rate": "the one with the best last validation, mean over seeds, at the training settings",
-    "stop": f"all seeds of one rate have {ENOUGH} on validation, or the last step",
+    "stop": f"all seeds of one rate have {cell.training.enough} on validation, or the last step",
     "tests": "named before training; never used to choose anything",
   }  # fmt: skip
   lines = [[text(key), text(value)] for key, value in fields.items()]

@@ -15,7 +15,6 @@ import numpy as np
 from experiments.comparison import rows
 from experiments.comparison.program import Runs, Trainer
 
-ENOUGH = 0.99  # of the validation: where all cells stop
 SAVE_EVERY = 20.0  # seconds
 NOTES = ("curve", "seconds", "processor", "timed")  # of `Trained`, besides its arrays
 
@@ -49,11 +48,11 @@ class Trained:
     loss = np.mean(np.nan_to_num(self.curve[-1]["loss"], nan=np.inf), axis=0)
     return min(range(len(score)), key=lambda i: (-score[i], loss[i]))
 
-  def enough(self) -> bool:
-    """Whether all seeds of one learning rate have what all cells stop at."""
+  def enough(self, score: float) -> bool:
+    """Whether all seeds of one learning rate have this on validation."""
     if not self.curve:
       return False
-    return bool(np.any(np.min(np.asarray(self.curve[-1]["validation"]), axis=0) >= ENOUGH))
+    return bool(np.any(np.min(np.asarray(self.curve[-1]["validation"]), axis=0) >= score))
 
 
 def train(trainer: Trainer, path: pathlib.Path, tell=lambda trained: None) -> Trained:
@@ -61,7 +60,7 @@ def train(trainer: Trainer, path: pathlib.Path, tell=lambda trained: None) -> Tr
   runs, rests = trainer.start()
   trained, total = _load(path, runs, rests) or Trained(runs, rests, []), trainer.training.steps
   saved, first = time.monotonic(), True
-  while trained.steps < total and not trained.enough():
+  while trained.steps < total and not trained.enough(trainer.training.enough):
     count = min(trainer.training.block, total - trained.steps)
     begin = time.monotonic(), time.process_time()
     runs, loss, validation = trainer.block(trained.runs, rests, trained.steps, count)
