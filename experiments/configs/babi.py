@@ -7,6 +7,10 @@ by the published recipe (arXiv 1503.08895 and its code): linear start, random no
 Expected, in about an hour on two cores: a mean test error of 12.5% for the restart with the least
 training error (12.2% to 15.0% over all ten, 12.8% on average; published: 12 to 13%). Eleven tasks
 stay above 5%: 2, 3, 4, 5, 7, 8, 10, 14, 17, 18, 19.
+
+A MEMO or a PMI on the same questions (no score is known yet): --config.model.memory=memo
+--config.linear.epochs=0 --config.optimizer=adam --config.softmax.learning_rate=1e-3. MEMO's `hops`
+are at most so many, PMI's are layers.
 """
 
 from ml_collections import config_dict

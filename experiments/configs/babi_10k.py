@@ -3,6 +3,20 @@ recipe (arXiv 1503.08895 and its code), a vocabulary and slots for the longest s
 
     python -m experiments.train --config=experiments/configs/babi_10k.py --workdir=runs/babi_10k \\
       --config.data.path=tasks_1-20_v1-2/en-10k
+
+Tasks that have ended are kept, so that `--config.data.tasks="(1, 15)"` may name more from run to
+run. The mean error of all twenty is 4.2%, as later papers quote it; the authors' code has ten
+restarts, 20 and 100 epochs. Here it is three after 10 and 50, and a phase ends once a network
+answers all validation questions.
+
+Reached on eight tasks (one run, seed 0, about three CPU minutes together): test error of the
+restart with the least training error. The other twelve have not been run to an end, and no mean is
+known.
+
+    tasks    1, 4, 12, 15, 20       9       17       19
+    error    0.0%                   1.9%    44.4%    71.2%
+
+Tasks 17 and 19 are not learned: their training errors are 42% and 70%.
 """
 
 from ml_collections import config_dict

@@ -100,24 +100,29 @@ def clipped(rate: optax.Schedule, clip: float, optimizer: str = "sgd"):
   return optax.chain(clipping, {"sgd": optax.sgd, "adam": optax.adam}[optimizer](rate))
 
 
+@jax.jit
+def _encoded(nets, sentences):
+  return jax.vmap(lambda net: net.encode(sentences))(nets)
+
+
+@jax.jit
+def _wrong(nets, encoded, batch):
+  def one(net, encoded):
+    stories = jnp.take(encoded, batch["story"], axis=0)
+    answers = net.answer(batch["question"], stories, batch["count"])
+    return jnp.argmax(answers, axis=-1) != batch["answer"]
+
+  return jax.vmap(one)(nets, encoded)
+
+
 def errors(nets, questions: babi.Questions, size: int = 250) -> np.ndarray:
   """Shares of wrong answers `[R, tasks]`, by the tasks of `questions` in order."""
-
-  @jax.jit
-  def wrong(nets, encoded, batch):
-    def one(net, encoded):
-      stories = jnp.take(encoded, batch["story"], axis=0)
-      answers = net.answer(batch["question"], stories, batch["count"])
-      return jnp.argmax(answers, axis=-1) != batch["answer"]
-
-    return jax.vmap(one)(nets, encoded)
-
-  encoded = jax.jit(jax.vmap(lambda net: net.encode(jnp.asarray(questions.sentences))))(nets)
+  encoded = _encoded(nets, jnp.asarray(questions.sentences))
   found = []
   names = ("story", "count", "question", "answer")
   for start in range(0, len(questions), size):
     part = {name: getattr(questions, name)[start : start + size] for name in names}
-    found.append(np.asarray(wrong(nets, encoded, part)))
+    found.append(np.asarray(_wrong(nets, encoded, part)))
   found = np.concatenate(found, axis=1)
   tasks = dict.fromkeys(questions.task.tolist())
   return np.stack([found[:, questions.task == task].mean(axis=1) for task in tasks], axis=1)

@@ -15,7 +15,7 @@ from experiments.metrics import WATCHING, MetricsWriter
 from memjax import training
 from memjax.tasks.babi import TASKS, Questions
 
-MAY_CHANGE = ("evaluation", *WATCHING)
+MAY_CHANGE = ("data.tasks", "evaluation", *WATCHING)
 
 
 class Epochs:
