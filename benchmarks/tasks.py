@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from memjax.tasks.associative_recall import AssociativeRecall
 from memjax.tasks.babi_stories import Babi
+from memjax.tasks.babilong import BABILong
 from memjax.tasks.consolidation import Consolidation
 from memjax.tasks.copying import Copy
 from memjax.tasks.fact_contexts import FactContexts
@@ -36,6 +37,7 @@ from memjax.tasks.popgym import Autoencode, CountRecall, RepeatFirst, RepeatPrev
 from memjax.tasks.priority_sort import PrioritySort
 from memjax.tasks.program_evaluation import ProgramEvaluation
 from memjax.tasks.repeat_copy import RepeatCopy
+from memjax.tasks.segment_facts import SegmentFacts
 from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.sessions import Sessions
 from memjax.tasks.shortest_path import ShortestPath
@@ -70,6 +72,9 @@ TASKS: dict[str, Task] = {
   "autoencode": Autoencode(decks=2),
   "count recall": CountRecall(decks=2, of="suits"),
   "babi": Babi(),
+  "babi, task 3": Babi(task=3),
+  "babilong": BABILong(task=3, length=4096),
+  "segment facts": SegmentFacts(segments=7, segment=512),
   "access": Access(),
   "few shots": FewShots(),
   "survey": Survey(),
@@ -128,6 +133,8 @@ STREAMS: dict[str, Stretches] = {
   "few shots, stretches of 1M": FewShots(shots=5700),
   "consolidation, stretches of 1M": Consolidation(facts=143_000, digits=6),
   "survey, stretches of 1M": Survey(paragraphs=15_700),
+  "babilong, stretches of 1M": BABILong(task=3, length=STREAM),
+  "segment facts, stretches of 2M": SegmentFacts(segments=4096, segment=512),
 }
 
 

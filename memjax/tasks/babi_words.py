@@ -45,7 +45,7 @@ LOCATIONS = (
 ).split()
 MOST = len(ACTORS)
 FORMS = ("words", "symbols")
-BLANKS = {"A": -1, "O": -2, "L": -3}
+BLANKS = {"A": -1, "O": -2, "L": -3, "M": -4}  # M: another location
 
 
 def words_of(sentences) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class Lexicon:
     templates: sentences as in the module.
 
   Raises:
-    ValueError: a number of names is below 1 or above 16.
+    ValueError: a number of names is above 16.
   """
 
   templates: tuple[str, ...] = STATEMENTS + QUESTIONS
@@ -72,10 +72,9 @@ class Lexicon:
 
   def __post_init__(self):
     counts = {"actors": self.actors, "objects": self.objects, "locations": self.locations}
-    checks.positive(**counts)
     for name, count in counts.items():
-      if count > MOST:
-        raise ValueError(f"{name}={count} must be at most {MOST}, for so many have names")
+      if not 0 <= count <= MOST:
+        raise ValueError(f"{name}={count} must lie in 0..{MOST}, for so many have names")
 
   @functools.cached_property
   def words(self) -> tuple[str, ...]:
@@ -100,7 +99,7 @@ class Lexicon:
 
   @functools.cached_property
   def table(self) -> np.ndarray:
-    """Templates as ids, `[templates, words] int32`; names are -1, -2, -3, the rest of a row 0."""
+    """Templates as ids, `[templates, words] int32`: names as in `BLANKS`, the rest 0."""
     rows = [[self._code(word) for word in template.split()] for template in self.templates]
     longest = max(map(len, rows))
     return np.asarray([row + [0] * (longest - len(row)) for row in rows], np.int32)
@@ -108,11 +107,13 @@ class Lexicon:
   def _code(self, word: str) -> int:
     return BLANKS[word] if word in BLANKS else self.ids[word]
 
-  def sentences(self, template, actor, object, location) -> tuple[jax.Array, jax.Array]:
+  def sentences(
+    self, template, actor, object, location, other: jax.Array | int = 0
+  ) -> tuple[jax.Array, jax.Array]:
     """Ids `[..., words]` of templates with names filled in, and lengths `[...]`; all int32."""
     rows = jnp.asarray(self.table)[template]
-    names = jnp.stack(jnp.broadcast_arrays(actor, object, location), axis=-1)
-    for kind, first in enumerate(self.first):
+    names = jnp.stack(jnp.broadcast_arrays(actor, object, location, other), axis=-1)
+    for kind, first in enumerate((*self.first, self.first[2])):
       rows = jnp.where(rows == -1 - kind, first + names[..., kind, None], rows)
     return rows.astype(jnp.int32), jnp.sum(rows != 0, axis=-1, dtype=jnp.int32)
 

@@ -11,7 +11,7 @@ files: the object's last line, its holder's line, and in task 3 the line of the 
 `law="code"`, as in the authors' later code: the beginning is fixed, one action of three is a move
 (of those that are possible), questions come with probability 1/2 after at least three statements,
 task 2 asks of carried objects only, task 3 of any two locations; supports are the lines from which
-a location first followed. Verbs are those of the files under both.
+a location first followed, of which one may be spare. Verbs are those of the files under both.
 
 Difference: how often a chance to ask is taken (`TAKEN`) is fitted to the files, and does not depend
 on the last question as it does there; task 3 asks of the last location only, the files also of
@@ -102,6 +102,7 @@ class World:
     checks.one_of("law", self.law, LAWS)
     checks.positive(questions=self.questions, between=self.between)
     checks.positive(statements=self.most)
+    checks.positive(actors=self.actors, objects=self.objects, locations=self.locations)
     words.Lexicon((), self.actors, self.objects, self.locations)
     if self.locations < 2:
       raise ValueError(f"locations={self.locations} must be at least 2")
@@ -123,29 +124,29 @@ class World:
     """Whether chances to ask come after every `between` statements."""
     return self.law == "files" or self.task == 1
 
-  def tell(self, key: jax.Array, questions: jax.Array | int | None = None) -> Story:
-    """A story; it ends with its `questions`-th question, by default the last."""
-    last = jnp.int32(self.questions if questions is None else questions)
+  def tell(self, key: jax.Array, least: int | None = None) -> Story:
+    """A story; with a number of questions that is enough, even if there is no room for all."""
+    least = self.questions if least is None else least
 
     def again(carry):
       tries, story = carry
-      return (jnp.sum(story.asked) != last) & (tries < TRIES)
+      return (jnp.sum(story.asked) < least) & (tries < TRIES)
 
     def draw(carry):
       tries, _ = carry
-      return tries + 1, self._story(field(key, tries), last)
+      return tries + 1, self._story(field(key, tries))
 
-    shape = jax.eval_shape(self._story, key, last)
+    shape = jax.eval_shape(self._story, key)
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
     return jax.lax.while_loop(again, draw, (jnp.int32(0), nothing))[1]
 
-  def _story(self, key: jax.Array, last: jax.Array) -> Story:
+  def _story(self, key: jax.Array) -> Story:
     state = self._start(field(key, 0))
     dice = jax.random.uniform(field(key, 1), (self.most, 6))
 
     def step(state, given):
       t, dice = given
-      live = state.asked < last
+      live = state.asked < self.questions
       kind, actor, name = self._act(state, dice)
       state = self._happen(state, t, kind, actor, name)
       asks, *question = self._ask(state, t, dice[2:4])

@@ -33,7 +33,7 @@ def _feistel(key: jax.Array, n: int, x: jax.Array) -> jax.Array:
   def permute(x):
     left, right = x >> half, x & low
     for round_key in keys:
-      left, right = right, left ^ (_mix(right ^ round_key) & low)
+      left, right = right, left ^ (mix(right ^ round_key) & low)
     return (left << half) | right
 
   def walk(x):
@@ -50,7 +50,7 @@ def skipping(drawn: jax.Array, taken: jax.Array) -> jax.Array:
   return (drawn + jnp.searchsorted(gaps, drawn, side="right")).astype(jnp.int32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
   """A uint32, every bit of which depends on all bits of the given one (Murmur 3's last step)."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
