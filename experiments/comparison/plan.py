@@ -103,13 +103,28 @@ def cells(
         steps=changes.get("steps", setup.steps), batch=changes.get("batch", budget.batch),
         block=budget.block, enough=changes.get("enough", ENOUGH),
       )  # fmt: skip
-      settings = dataclasses.replace(setup, details=None)
-      told = [settings, memory, own, hidden, training, budget.examples]
+      told = [_settings(setup), memory, own, hidden, training, budget.examples]
       told += [budget.walkers] if setup.streams else []
       told += [training.enough] if training.enough != ENOUGH else []
       config = hashlib.sha256(repr(told).encode()).hexdigest()[:8]
       found.append(Cell(setup, memory, own, candidate, hidden, training, budget, config))
   return found
+
+
+def _settings(setup: Setup) -> tuple:
+  """What decides the examples: of tasks the fields that are not at their defaults, so that one
+  that a task gains later changes no cell."""
+  tests = [(test.varies, test.value, given(test.task)) for test in setup.tests]
+  return setup.name, setup.metric, setup.steps, setup.streams, list(map(given, setup.train)), tests
+
+
+def given(task) -> str:
+  """A task as its name and the fields that are not at their defaults."""
+  if not dataclasses.is_dataclass(task):
+    return repr(task)
+  fields = [(f, getattr(task, f.name)) for f in dataclasses.fields(task)]
+  given = ", ".join(f"{f.name}={value!r}" for f, value in fields if value != f.default)
+  return f"{type(task).__name__}({given})"
 
 
 def check_ports(setup: Setup) -> None:

@@ -8,7 +8,7 @@ import statistics
 
 from experiments.comparison import cells, figures, rows
 from experiments.comparison.figures import of
-from experiments.comparison.plan import Cell
+from experiments.comparison.plan import Cell, given
 from experiments.comparison.program import ENOUGH
 from experiments.console import number_of_bytes
 from experiments.reporting.charts import number
@@ -179,7 +179,7 @@ def _slopes(setup, found: list[dict]) -> str:
 
 
 def _told(setup) -> str:
-  return "; ".join(str(task) for task in setup.train)
+  return "; ".join(map(given, setup.train))
 
 
 def _training_cells(mine: list[dict]) -> list[str]:

@@ -16,7 +16,7 @@ from experiments.comparison import rows
 from experiments.comparison.program import Runs, Trainer
 
 SAVE_EVERY = 20.0  # seconds
-NOTES = ("curve", "seconds", "processor", "timed")  # of `Trained`, besides its arrays
+NOTES = ("curve", "seconds", "processor", "timed", "spent")  # of `Trained`, besides its arrays
 
 
 @dataclasses.dataclass
@@ -27,7 +27,7 @@ class Trained:
     runs: parameters and moments, leaves `[S, R, ...]`.   rests: what `split` left of the models.
     curve: a row for each block: steps made, loss and validation, both `[S, R]` lists.
     seconds, processor: of blocks, by the clock and of all cores, the first (with its compilation)
-      left out.   timed: steps that these took.
+      left out.   timed: steps that these took.   spent: of all cores, all blocks of all processes.
   """
 
   runs: Runs
@@ -36,6 +36,7 @@ class Trained:
   seconds: float = 0.0
   processor: float = 0.0
   timed: int = 0
+  spent: float = 0.0
 
   @property
   def steps(self) -> int:
@@ -65,6 +66,7 @@ def train(trainer: Trainer, path: pathlib.Path, tell=lambda trained: None) -> Tr
     begin = time.monotonic(), time.process_time()
     runs, loss, validation = trainer.block(trained.runs, rests, trained.steps, count)
     trained.runs = jax.block_until_ready(runs)
+    trained.spent += time.process_time() - begin[1]
     if not first:
       trained.seconds += time.monotonic() - begin[0]
       trained.processor += time.process_time() - begin[1]
