@@ -83,8 +83,6 @@ def _filled(entry, menu: dict) -> list:
   ((name, value),) = entry.items()
   if value == "generated":
     return [{name: menu[name]}] if menu[name] else []
-  if value == "comparison.md" and not (ROOT / "docs" / value).exists():
-    return []
   return [entry]
 
 
