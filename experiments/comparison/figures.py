@@ -176,6 +176,7 @@ def bars(rows: list[dict], metric: str, title: str, label: str) -> str:
       panel.text(mean, place, f" {mean:,.0f}", va="center", fontsize=7)
   panel.set_yticks(range(len(names)), names, fontsize=7)
   panel.set(xlabel=label, xlim=(0, 1.15 * most))
+  panel.locator_params(axis="x", nbins=4)
   panel.invert_yaxis()
   return _inline(figure, title)
 
