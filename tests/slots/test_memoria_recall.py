@@ -15,7 +15,7 @@ from memjax.tasks import segment_recall
 from memjax.transformer import Attention, FeedForward, LanguageModel, Stack
 
 pytestmark = pytest.mark.slow
-WORLD, BATCH, SEGMENT, CHUNK, STEPS = segment_recall.World(), 32, 4, 50, 2000
+WORLD, BATCH, SEGMENT, CHUNK, STEPS = segment_recall.World(), 32, 4, 50, 3000
 
 
 def made():
