@@ -16,8 +16,8 @@ error; the data at hand lack the training file of task 3:
     error    0.0%               0.1%   0.2%    6.8%   1.0%   1.9%   3.7%   44.4%   10.5%   71.2%
 
 The mean of the nineteen is 7.4%, more than 4.2%: tasks 17 and 19 are not learned, their training
-errors are 42% and 70%; without these two it is 1.4%. Twice the epochs at width 50 bring them to 39.3%
-and 65.0%.
+errors are 42% and 70%; without these two it is 1.4%. Twice the epochs at width 50 bring them to
+39.3% and 65.0%.
 """
 
 from ml_collections import config_dict
