@@ -118,6 +118,7 @@ def test_other_memories_answer_and_train(files, memory):
   )
   # Slots beyond the story count for nothing.
   more = batch | {"story": np.where(np.arange(5) < batch["count"][:, None], batch["story"], 1)}
+  # Float32 sums over other numbers of slots, through several hops.
   np.testing.assert_allclose(job.logits(net, more, None), answers, rtol=1e-4, atol=1e-5)
 
 

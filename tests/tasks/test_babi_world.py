@@ -95,7 +95,7 @@ def test_a_world(law, task):
   live = np.arange(world.most) < told.count[:, None]
   assert told.count.mean() == pytest.approx(statements, rel=0.1)
   found = np.bincount(told.kind[live], minlength=3) / live.sum()
-  np.testing.assert_allclose(found, shares, atol=0.02)
+  np.testing.assert_allclose(found, shares, atol=0.02)  # shares of a sample
   assert told.asked[:, told.count.max() :].sum() == 0
   # 1,000 questions, five of a story not independent: 4 deviations of 350.
   floor = Babi(task=task, law=law).floor

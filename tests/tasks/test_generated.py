@@ -35,7 +35,8 @@ def compiled(task):
 
   def run(split, index):
     batch = task.sample(0, split, index)
-    return batch, task.solve(batch), task.solve(task.closed_book(batch))
+    shut = task.closed_book(batch)
+    return batch, task.solve(batch), task.solve(shut), shut.inputs
 
   return jax.jit(run)
 
@@ -68,6 +69,16 @@ def the_solver_is_right(task, batch, solved):
   assert vectors.costs(vectors.logits_of(solved), batch).sum() < chances.size
 
 
+def the_questions_alone_are_kept(task, batch, questions):
+  """With the book closed: all tasks lose something, and those without a way of their own keep what
+  stands where something is due, and nothing else."""
+  inputs, due = np.asarray(batch.inputs), np.asarray(batch.mask)
+  assert (questions != inputs).any()
+  if type(task).closed_book is tasks.Task.closed_book:
+    np.testing.assert_array_equal(questions[due], inputs[due])
+    assert not questions[~due].any()
+
+
 def forms_are_as_told(task, batch):
   shape = batch.mask.shape
   if task.input_form == "ids":
@@ -95,7 +106,8 @@ def forms_are_as_told(task, batch):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_task_keeps_its_promises(name):
   task = SMALL[name]
-  batch, solved, shut = compiled(task)(TRAIN, FIRST)
+  batch, solved, shut, questions = compiled(task)(TRAIN, FIRST)
+  the_questions_alone_are_kept(task, batch, np.asarray(questions))
   the_solver_is_right(task, batch, solved)
   forms_are_as_told(task, batch)
   assert bool(jnp.all(batch.mask.any(axis=1)))
