@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import by_platform
+from pallas_kernels.product_key_topk import network
 from pallas_kernels.product_key_topk.reference import half_scores
 
 SCORES = 2**22  # gradients of scores that stand in memory at once
-PIECES = 24  # of a search on a CPU: a top-k takes one thread, and so many find all of them
 
 
 def staircase(top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,32 +32,17 @@ def _take(values: jax.Array, at: jax.Array) -> jax.Array:
 def product_key_topk(
   queries: jax.Array, keys: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
-  """See `op.product_key_topk`; takes O(T H n) memory."""
-  whole = functools.partial(_search, top_k=top_k, pieces=1)
-  cut = functools.partial(_search, top_k=top_k, pieces=PIECES)
-  run = by_platform(whole, cpu=cut) if queries.shape[0] >= 8 * PIECES else whole
-  best, rows = run(queries, keys)
+  """See `op.product_key_topk`; takes O(T H n) memory, on a CPU O(n) for many tokens."""
+  search = functools.partial(_search, top_k=top_k)
+  if queries.shape[0] >= network.TOKENS:
+    search = by_platform(search, cpu=functools.partial(network.product_key_topk, top_k=top_k))
+  best, rows = search(queries, keys)
   return best, rows
 
 
-def _search(queries, keys, *, top_k: int, pieces: int) -> tuple[jax.Array, jax.Array]:
-  """Searches for some tokens at a time.
-
-  On a CPU a top-k takes one thread, but several of them run side by side.
-  """
-  tokens, n = queries.shape[0], keys.shape[2]
-  ends = [tokens * piece // pieces for piece in range(1, pieces)]
-  scores = [half_scores(piece, keys) for piece in jnp.split(queries, ends)]
-  ids, pair, best = zip(*(_best(piece, top_k) for piece in scores), strict=True)
-  best = list(best)
-  if pieces > 1:
-    # Changes nothing, for no sum exceeds the best; but now all scores are in use until the last
-    # top-k is done. XLA would give the memory of one to the next, which then waits for it.
-    some = sum(jnp.max(at[0, 0]) for at in pair) % n
-    for i, piece in enumerate(scores):
-      lowest = jnp.minimum(best[i][0, 0, -1], piece[0, 0, 0, some])
-      best[i] = best[i].at[0, 0, 0].max(lowest)
-  ids, pair, best = jnp.concatenate(ids, 2), jnp.concatenate(pair, 1), jnp.concatenate(best, 1)
+def _search(queries, keys, top_k: int) -> tuple[jax.Array, jax.Array]:
+  n = keys.shape[2]
+  ids, pair, best = _best(half_scores(queries, keys), top_k)
   # Ids after the final top-k: k of them instead of one for each candidate.
   first, second = (
     jnp.asarray(rank, jnp.int32).at[pair].get(mode="promise_in_bounds") for rank in staircase(top_k)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.product_key_topk import chunk, product_key_topk
+from pallas_kernels.product_key_topk import chunk, network, product_key_topk
 
 
 def inputs(tokens, heads, width, n, dtype=jnp.float32):
@@ -21,7 +21,12 @@ def inputs(tokens, heads, width, n, dtype=jnp.float32):
     (5, 2, 8, 16, 5),
     (3, 1, 6, 33, 33),
     (7, 3, 4, 64, 32),
-    (8 * chunk.PIECES + 7, 2, 4, 8, 3),  # enough to be searched in pieces on a CPU
+    # Enough for a CPU's sorting network, which takes groups of keys where there are many.
+    (network.TOKENS + 7, 3, 4, 8, 3),
+    (network.TOKENS, 1, 6, 33, 33),
+    (network.TOKENS, 1, 4, 50, 1),
+    (2 * network.TOKENS + 1, 2, 8, 64, 4),
+    (network.TOKENS, 1, 8, 96, 2),
   ],
 )
 def test_equals_brute_force(tokens, heads, width, n, top_k):
@@ -75,11 +80,33 @@ def test_no_full_sort_is_compiled():
   assert " sort(" not in compiled.as_text()
 
 
-def test_ties_give_distinct_slots():
+@pytest.mark.parametrize("tokens", [1, network.TOKENS])
+def test_ties_give_distinct_slots(tokens):
   _, keys = inputs(1, 1, 4, 6)
-  scores, ids = jax.jit(product_key_topk, static_argnums=2)(jnp.zeros((1, 1, 4)), keys, 6)
+  scores, ids = jax.jit(product_key_topk, static_argnums=2)(jnp.zeros((tokens, 1, 4)), keys, 6)
   np.testing.assert_array_equal(scores, 0)
-  assert len(set(ids.ravel().tolist())) == 6 and ids.min() >= 0 and ids.max() < 36
+  assert ids.min() >= 0 and ids.max() < 36
+  assert all(len(set(slots.tolist())) == 6 for slots in ids[:, 0])
+
+
+@pytest.mark.parametrize(("n", "top_k"), [(1, 1), (7, 3), (64, 64), (100, 12), (512, 4), (96, 5)])
+def test_network_finds_what_a_sort_finds(n, top_k):
+  """Also among infinities, two zeros and equal numbers, of which the first is taken."""
+  values = np.random.default_rng(n).standard_normal((n, 5)).astype(np.float32)
+  values[:, 1] = np.round(values[:, 1])
+  values[:, 2] = np.where(values[:, 2] > 1, np.inf, -np.inf)
+  values[:, 3] = np.where(values[:, 3] > 0, 0.0, -0.0)
+
+  @jax.jit
+  def run(values):
+    with jax.enable_x64(True):
+      return network.unpack(network.largest_of(values, top_k))
+
+  best, rows = map(np.asarray, run(values))
+  np.testing.assert_array_equal(best, -np.sort(-values, axis=0)[:top_k])
+  np.testing.assert_array_equal(best, np.take_along_axis(values, rows, axis=0))
+  assert all(len(set(column)) == top_k for column in rows.T)
+  np.testing.assert_array_equal(rows[:, 0], np.argsort(-values[:, 0], kind="stable")[:top_k])
 
 
 def test_bfloat16_scores_are_float32():
