@@ -142,8 +142,20 @@ def _tmaze(budget: str) -> Setup:
   return Setup("tmaze", "em", train, tests, steps, streams=streams)
 
 
+def _tmaze_long(budget: str) -> Setup:
+  """Trained on corridors up to three times as long: a state is written to often enough that what
+  it drifts to is trained as well. To be trained on after it has learned: `--enough=2`."""
+  short = _tmaze(budget)
+  if budget == "tiny":
+    return dataclasses.replace(short, name="tmaze_long")
+  train = tuple(TMaze(length) for length in (10, 30, 60, 90))
+  steps = {"small": 1000, "medium": 8000}[budget]
+  return dataclasses.replace(short, name="tmaze_long", train=train, steps=steps)
+
+
 TASKS: dict[str, Callable[[str], Setup]] = {
   "mqar": _mqar, "copy": _copy, "passkey": _passkey, "pi": _pi, "tmaze": _tmaze,
+  "tmaze_long": _tmaze_long,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Not an Array: Unveiling Random Access Limitations in Transformers", Ebrahimi, Pa
 before an s, and at the last:
 
     direct       b1 .. bn >                                    only the last is due
+    cumulative   b1 .. bn                                      due at every b (arXiv 2312.04927)
     scratchpad   b1 .. bn > s1 .. s(n-1)
     interleaved  b1 s1 b2 s2 .. bn
     mnemonic     a1 b1 a2 b2 .. an bn > a1 s1 a2 s2 .. an
@@ -30,7 +31,7 @@ from memjax.tasks.task import IGNORE, PAD, Batch, Task, field
 BLANK, END = 1, 2  # END is > or Q
 BIT, DIGIT = 3, 3
 VALUE = DIGIT + 10
-FORMATS = ("direct", "scratchpad", "interleaved", "mnemonic")
+FORMATS = ("direct", "scratchpad", "interleaved", "mnemonic", "cumulative")
 NAMES = ("fresh", "shared")
 
 
@@ -54,7 +55,7 @@ class Parity(Task):
   """See the module.
 
   Attributes:
-    most: bits, at most.   form: "direct", "scratchpad", "interleaved" or "mnemonic".
+    most: bits, at most.   form: one of `FORMATS`.
     names: of "mnemonic": "fresh" in each example, or "shared", the same in the same order always.
     pool: names that there are.   shift: up to so many blanks come first.
 
@@ -85,7 +86,7 @@ class Parity(Task):
     """Tokens, at most."""
     n = self.most
     lengths = {"direct": n + 1, "scratchpad": 2 * n, "interleaved": 2 * n - 1, "mnemonic": 4 * n}
-    return self.shift + lengths[self.form]
+    return self.shift + lengths.get(self.form, n)
 
   @property
   def chance(self) -> float:
@@ -97,7 +98,7 @@ class Parity(Task):
 
   @property
   def state_bits(self) -> float:
-    return 1.0 if self.form in ("direct", "interleaved") else float(self.most)
+    return float(self.most) if self.form in ("scratchpad", "mnemonic") else 1.0
 
   def example(self, key: jax.Array) -> Batch:
     n = jax.random.randint(field(key, 0), (), 1, self.most + 1)
@@ -107,7 +108,9 @@ class Parity(Task):
     each = 2 if self.form in ("interleaved", "mnemonic") else 1
     named = self.form == "mnemonic"
     bit_at = first + each * i + named
-    if self.form == "interleaved":
+    if self.form == "cumulative":
+      due_at, total = first + i, n
+    elif self.form == "interleaved":
       due_at, total = first + 2 * i, 2 * n - 1
     elif named:
       due_at, total = first + 2 * n + 1 + 2 * i, 4 * n
@@ -119,9 +122,9 @@ class Parity(Task):
     ids = _put(ids, bit_at, BIT + bits, on)
     if self.form == "direct":
       due_at, on = jnp.full_like(due_at, first + n), last
-    else:
+    elif self.form != "cumulative":
       ids = _put(ids, due_at + 1, BIT + parity, on & ~last)
-    if self.form != "interleaved":
+    if self.form not in ("interleaved", "cumulative"):
       ids = ids.at[first + each * n].set(END)
     if named:
       names = BIT + 2 + _names(field(key, 3), self.names, self.pool, self.most)
@@ -134,8 +137,9 @@ class Parity(Task):
   def oracle(self, inputs: jax.Array, length: jax.Array) -> jax.Array:
     at = jnp.arange(self.length)
     first, end = jnp.sum(inputs == BLANK), jnp.argmax(inputs == END)
-    if self.form == "interleaved":
-      asked = (at >= first) & ((at - first) % 2 == 0) & (at < length)
+    if self.form in ("interleaved", "cumulative"):
+      each = 2 if self.form == "interleaved" else 1
+      asked = (at >= first) & ((at - first) % each == 0) & (at < length)
       parity = jnp.cumsum(asked & (inputs == BIT + 1)) % 2
       return jnp.where(asked, BIT + parity, IGNORE)
     ones = jnp.cumsum((inputs == BIT + 1) & (at < end)) % 2

@@ -55,9 +55,7 @@ def _pairs(scores: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
   """From scores `[n, 2, t]` the k best sums and their slots, `[k, t]`."""
   n, _, tokens = scores.shape
   values, ids = unpack(largest_of(scores.reshape(n, 2 * tokens), top_k))
-  (first, second), (i, j) = (
-    jnp.moveaxis(a.reshape(top_k, 2, tokens), 1, 0) for a in (values, ids)
-  )
+  (first, second), (i, j) = (jnp.moveaxis(a.reshape(top_k, 2, tokens), 1, 0) for a in (values, ids))
   pairs, a = [], 0
   while a < top_k:  # the pairs of `chunk.staircase`, rows of one length together
     length = top_k // (a + 1)

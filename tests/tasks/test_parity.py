@@ -1,8 +1,11 @@
 """Parity and access: what a finite machine can, and what the forms differ in."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from memjax.tasks import majority
 from memjax.tasks.parity import BIT, BLANK, END, VALUE, Access, Parity
 from tests.registry.tasks import SMALL
 from tests.tasks.test_generated import first, many
@@ -36,6 +39,32 @@ def test_a_machine_of_two_states_solves_the_interleaved_form():
         assert target == BIT + state
       else:
         assert token == BIT + state and target == -1
+
+
+def test_cumulative_parity_is_due_at_every_bit():
+  for ids, due in rows("parity-cumulative"):
+    bits, due = ids[ids.count(BLANK) :], due[ids.count(BLANK) :]
+    assert due == [BIT + sum(b - BIT for b in bits[: i + 1]) % 2 for i in range(len(bits))]
+
+
+def test_majority_is_the_commonest_and_of_equal_ones_the_lowest():
+  for name in ("majority", "majority-of-many"):
+    batch, ties = first(SMALL[name]), 0
+    for ids, due, lead in zip(
+      batch.inputs.tolist(), batch.targets.tolist(), batch.meta["lead"][:, -1].tolist(), strict=True
+    ):
+      counts = sorted(((ids.count(i), -i) for i in set(ids[:-1])), reverse=True)
+      assert ids[-1] == majority.END and due[-1] == -counts[0][1]
+      assert lead == counts[0][0] - (counts[1][0] if len(counts) > 1 else 0)
+      ties += lead == 0
+    assert (ties > 0) == (name != "majority")  # nine bits have none
+
+
+def test_the_floor_of_majority_is_one_of_the_symbols_that_came():
+  """By counting all rows of three symbols."""
+  task = majority.Majority(length=3, symbols=3)
+  rows = itertools.product(range(3), repeat=3)
+  assert task.floor == pytest.approx(np.mean([1 / len(set(row)) for row in rows]))
 
 
 @pytest.mark.parametrize("name", ["parity-scratchpad", "parity-mnemonic"])

@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from memjax.tasks.mqar import MQAR
+from memjax.tasks.mqar_variants import CompositionalMQAR, ContinuousMQAR
 from memjax.tasks.needle import MARK
 from memjax.tasks.task import TRAIN
 from memjax.tasks.tmaze import LEFT, RIGHT, TMaze, success
@@ -144,3 +146,53 @@ def test_a_key_may_be_asked_again():
     told = dict(ids[:6].reshape(3, 2).tolist())
     assert sorted(ids[at].tolist()) == sorted(2 * list(told))
     assert [told[k] for k in ids[at].tolist()] == due[at].tolist()
+
+
+def test_neither_part_of_a_compositional_key_tells_the_value():
+  task = CompositionalMQAR(grid=3, length=60, vocab=99)
+  batch = jax.tree.map(np.asarray, jax.jit(lambda: task.sample(0, TRAIN, jnp.arange(40)))())
+  told = 3 * task.keys
+  for ids, due in zip(batch.inputs, batch.targets, strict=True):
+    triples = ids[:told].reshape(-1, 3)
+    pairs = {(first, second): value for first, second, value in triples}
+    assert len(pairs) == 9 and len(set(pairs.values())) == 9
+    at = np.flatnonzero(due >= 0)
+    assert sorted(due[at]) == sorted(pairs.values())  # each key is asked once
+    for place in at:
+      assert pairs[ids[place - 1], ids[place]] == due[place]
+      for part, asked in ((0, ids[place - 1]), (1, ids[place])):
+        assert np.sum(triples[:, part] == asked) == 3  # values that this part leaves open
+    fill = np.delete(ids[told:], np.concatenate([at, at - 1]) - told)
+    assert not set(fill) & set(triples[:, :2].ravel())
+
+
+def test_a_continuous_pair_takes_a_dimension():
+  """A matrix of keys and values, without an error where it may invert the keys, has room for as
+  many pairs as a key has numbers; a plain sum of outer products is never without errors."""
+  for pairs, solved in ((8, True), (16, False)):
+    task = ContinuousMQAR(pairs=pairs, length=3 * pairs, key_dim=8, bits=8, power=1.0)
+    batch = jax.tree.map(
+      np.asarray, jax.jit(lambda task=task: task.sample(0, TRAIN, jnp.arange(60)))()
+    )
+    inverted, summed = [], []
+    for frames, due, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True):
+      keys, values = frames[:pairs, :8], frames[:pairs, 8:]
+      asked = frames[mask][:, :8]
+      inverted.append(((asked @ np.linalg.pinv(keys) @ values > 0) == due[mask]).mean())
+      summed.append(((asked @ keys.T @ values > 0) == due[mask]).mean())
+    assert (np.mean(inverted) > 0.999) == solved
+    assert task.floor < np.mean(summed) < 0.99
+
+
+@pytest.mark.parametrize(
+  ("make", "match"),
+  [
+    (lambda: CompositionalMQAR(grid=3, length=53), "length=53 must be at least 54"),
+    (lambda: CompositionalMQAR(grid=2, vocab=100), "vocab=100 must be a multiple of 3"),
+    (lambda: CompositionalMQAR(grid=3, vocab=27), "vocab=27 .* at least 30"),
+    (lambda: ContinuousMQAR(pairs=5, length=9), "length=9 must be at least 10"),
+  ],
+)
+def test_what_does_not_fit_is_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()

@@ -3,6 +3,7 @@
 from memjax.tasks.induction import Induction
 from memjax.tasks.interference import Interference
 from memjax.tasks.mqar import MQAR
+from memjax.tasks.mqar_variants import CompositionalMQAR, ContinuousMQAR
 from memjax.tasks.needle import Needle
 from memjax.tasks.selective_copying import SelectiveCopying
 from memjax.tasks.tmaze import TMaze
@@ -13,6 +14,8 @@ SMALL = {
   "mqar": MQAR(pairs=3, length=16, vocab=32),
   "mqar-updates": MQAR(pairs=4, length=32, vocab=32, power=1.0, updates=2),
   "mqar-absent": MQAR(pairs=4, length=24, vocab=32, filler="zeros", absent=2),
+  "mqar-compositional": CompositionalMQAR(grid=2, length=30, vocab=33),
+  "mqar-continuous": ContinuousMQAR(pairs=4, length=12, key_dim=8, bits=5),
   "interference": Interference(keys=3, updates=4, values=6),
   "interference-first": Interference(keys=3, updates=2, values=9, pool="shared", asked="first"),
   "interference-by-key": Interference(keys=3, updates=3, values=5, order="by_key"),
