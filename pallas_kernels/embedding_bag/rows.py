@@ -69,24 +69,30 @@ def touched_rows(
     return TouchedRows(found, jnp.zeros((0, vectors.shape[1])), jnp.int32(0))
   run = functools.partial(_touched, rows=rows, size=size, chunk=chunk)
   best = by_platform(
-    run, cpu=functools.partial(run, block=BLOCK),
-    cuda=functools.partial(lazy(f"{_HERE}.gpu_rows", "touched"), rows=rows, size=size),
+    run, cuda=functools.partial(lazy(f"{_HERE}.gpu_rows", "touched"), rows=rows, size=size),
     tpu=functools.partial(_touched_at_once, rows=rows, size=size),
   )  # fmt: skip
   found, summed = best(ids, weights, vectors)
   return TouchedRows(found, summed, jnp.sum(found < rows, dtype=jnp.int32))
 
 
-def _touched(ids, weights, vectors, *, rows: int, size: int, chunk: int, block: int = WHOLE):
-  """The ids and the rows of `touched_rows`."""
+def _touched(ids, weights, vectors, *, rows: int, size: int, chunk: int):
+  """The ids and the rows of `touched_rows`: reads are added a chunk at a time to where they belong,
+  which is never far from where the last one was."""
+  reads = sort_reads(ids, rows)
+  slot = jnp.where(reads.row < rows, reads.rank, size)  # padding is dropped
+  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[slot].set(reads.row, mode="drop")
+  chunk = min(chunk, ids.size)
+  more = -ids.size % chunk
+  cut = lambda a, fill: jnp.pad(a, (0, more), constant_values=fill).reshape(-1, chunk)  # noqa: E731
 
-  def write(arrays, row, rank, gradient, live):
-    at = jnp.where(live, rank, size + jnp.arange(rank.size))
-    return jax.tree.map(lambda a, b: a.at[at].set(b, **PUT), arrays, (row, gradient))
+  def add(summed, reads):
+    order, slot = reads
+    each = _weighted(*_read(order, weights), vectors)
+    return summed.at[slot].add(each, mode="drop", indices_are_sorted=True), None
 
-  found = rows + jnp.arange(size, dtype=jnp.int32)
   summed = jnp.zeros((size, vectors.shape[1]), jnp.float32)
-  return _visit(ids, weights, vectors, rows, chunk, block, write, (found, summed))
+  return found, jax.lax.scan(add, summed, (cut(reads.order, 0), cut(slot, size)))[0]
 
 
 def _touched_at_once(ids, weights, vectors, *, rows: int, size: int):
@@ -165,9 +171,14 @@ def sum_sorted(
     vectors: `[T, dv]`.   first: `[dv]`, what slot 0 holds to begin with.
     size: slots. Those after the last read's hold anything.
   """
-  each = weight.astype(jnp.float32)[:, None] * vectors.at[token].get(mode="promise_in_bounds")
+  each = _weighted(token, weight, vectors)
   start = jnp.zeros((size, vectors.shape[1]), jnp.float32).at[0].set(first)
   return start.at[slot].add(each, mode="promise_in_bounds", indices_are_sorted=True)
+
+
+def _weighted(token, weight, vectors) -> jax.Array:
+  """What each read adds to its row, `[R, dv]`."""
+  return weight.astype(jnp.float32)[:, None] * vectors.at[token].get(mode="promise_in_bounds")
 
 
 _tpu_sums = functools.partial(lazy(f"{_HERE}.tpu_rows", "sum_sorted"), interpret=False)
