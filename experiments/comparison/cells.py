@@ -55,7 +55,7 @@ def trainer(cell: Cell) -> Trainer:
   length = max(tested.length_of(task) for task in cell.setup.train)
   return Trainer(
     cell.make, cell.ports, cell.setup.train, segmented(length, segment), cell.setup.metric,
-    cell.training,
+    cell.training, cell.setup.due,
   )  # fmt: skip
 
 

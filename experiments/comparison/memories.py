@@ -82,7 +82,7 @@ def _lm2(size: Size) -> Candidate:
 def _elmur(size: Size) -> Candidate:
   slots = max(1, size.numbers // (size.dim + 1))
   options = {"heads": size.heads, "segment": size.segment, "slots": slots, "distance": 64}
-  return Candidate((functools.partial(ELMUR, pre_norm=True, **options),), hidden="hidden")
+  return Candidate((functools.partial(ELMUR, **options),), hidden="hidden")
 
 
 def _rmt(size: Size) -> Candidate:

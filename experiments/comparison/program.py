@@ -127,13 +127,15 @@ class Trainer:
 
   Args:
     make: `key -> Shell`.   ports: of the task.   tasks: settings to mix.   length: T, to which all
-      are padded.   metric: of the validation.   training: how.
+      are padded.   metric: of the validation.   training: how.   due: places of an example that
+      logits are made for, at least as many as count; None: all.
   """
 
   def __init__(
     self, make: Callable[[jax.Array], Shell], ports: Ports, tasks: tuple[Task, ...], length: int,
-    metric: str, training: Training,
+    metric: str, training: Training, due: int | None = None,
   ):  # fmt: skip
+    self.due = due
     self.make, self.ports, self.training, self.metric = make, ports, training, metric
     drawn = functools.partial(drawer, tasks, training.seeds, length=length)
     self.draw = drawn(TRAIN, steps=training.block, count=training.batch)
@@ -173,9 +175,14 @@ class Trainer:
     """`count` steps, at most `training.block`, from step `first`.
 
     Returns: runs; mean loss `[S, R]` in nats a place; validation `[S, R]`.
+
+    Raises:
+      ValueError: an example has more places that count than `due`.
     """
-    check = jax.tree.map(lambda a: a[0], self.check(0))
-    return self.compiled(runs, rests, self.draw(first), check, first, count)
+    check, batches = jax.tree.map(lambda a: a[0], self.check(0)), self.draw(first)
+    if self.due is not None and (most := int(batches.mask.sum(axis=-1).max())) > self.due:
+      raise ValueError(f"due={self.due}, but an example has {most} places that count")
+    return self.compiled(runs, rests, batches, check, first, count)
 
   def _block(self, runs: Runs, rests, batches: Batch, check: Batch, first, count):
     rates = jnp.asarray(self.training.rates)
@@ -206,13 +213,26 @@ class Trainer:
 
   def _step(self, runs: Runs, rest, batch: Batch, rate):
     def loss(params):
-      total = jnp.sum(nats(self.ports, self._logits(params, rest, batch), batch))
+      model = join(params, rest)
+      h, _ = model.features(batch.inputs, model.init_state(batch.inputs.shape[0]))
+      h, owed = self._due(h, batch)
+      total = jnp.sum(nats(self.ports, model.head(h), owed))
       return total / jnp.maximum(jnp.sum(batch.mask), 1)
 
     value, grads = jax.value_and_grad(loss)(runs.params)
     updates, moments = self.optimizer.update(grads, runs.moments, runs.params)
     params = jax.tree.map(lambda p, u: p - rate * u, runs.params, updates)
     return Runs(params, moments), value
+
+  def _due(self, h: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
+    """Features and batch at the first `due` places that count: a head of many ids costs more than
+    the rest of a small model."""
+    if self.due is None:
+      return h, batch
+    _, at = jax.lax.top_k(batch.mask.astype(jnp.int32), self.due)
+    take = lambda a: jnp.take_along_axis(a, at.reshape(at.shape + (1,) * (a.ndim - 2)), axis=1)  # noqa: E731
+    names = ("inputs", "targets", "mask")
+    return take(h), dataclasses.replace(batch, **{n: take(getattr(batch, n)) for n in names})
 
 
 def segmented(a, size: int):

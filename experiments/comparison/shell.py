@@ -110,13 +110,17 @@ class Shell(Memory):
     return self.body.init_state(batch)
 
   def __call__(self, x, state, *, reset=None, valid=None, context=None):
+    h, state = self.features(x, state, reset=reset, valid=valid, context=context)
+    return self.head(h), state
+
+  def features(self, x, state, *, reset=None, valid=None, context=None):
+    """What the head reads, `[B, T, D]`, and the state."""
     if self.embedding is not None:
       h = jnp.take(self.embedding[...], x, axis=0)
     else:
       assert self.inner is not None
       h = self.inner(x)
-    h, state = self.body(h, state, reset=reset, valid=valid, context=context)
-    return self.head(h), state
+    return self.body(h, state, reset=reset, valid=valid, context=context)
 
 
 def blocks(candidate: Candidate, size: Size, hidden: int) -> Callable[..., Memory]:

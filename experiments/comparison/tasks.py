@@ -40,6 +40,8 @@ class Setup:
     steps: of training, at most.
     details: `(test, predicted, batch) -> {(metric, value): (score, n)}`, further numbers; or None.
     streams: lengths to which memories of constant state are run on as one stream, beyond the tests.
+    due: places of a training example that count, at most: training makes logits for no others.
+      None: for all.
   """
 
   name: str
@@ -49,6 +51,7 @@ class Setup:
   steps: int
   details: Callable | None = None
   streams: tuple[int, ...] = ()
+  due: int | None = None
 
   @property
   def longest(self) -> int:
@@ -77,7 +80,17 @@ def _mqar(budget: str) -> Setup:
   pairs = ((4, 64), (8, 64), (16, 64), (32, 128))
   tests = [Test("pairs", p, make(p, n)) for p, n in pairs]
   tests += [Test("length", n, make(4, n, 1.0)) for n in (64, 128, 256)]
-  return Setup("mqar", "acc", train, tuple(tests), steps)
+  return Setup("mqar", "acc", train, tuple(tests), steps, due=8)
+
+
+def _mqar_published(budget: str) -> Setup:
+  """The first setting of the paper, with all of its ids: 4 pairs in 64 tokens."""
+  if budget == "tiny":
+    return dataclasses.replace(_mqar(budget), name="mqar_published")
+  make = lambda pairs, length: MQAR(pairs, length)  # noqa: E731
+  tests = tuple(Test("pairs", p, make(p, n)) for p, n in ((4, 64), (8, 64), (16, 64), (32, 128)))
+  steps = {"small": 8000, "medium": 20_000}[budget]
+  return Setup("mqar_published", "acc", (make(4, 64),), tests, steps, due=4)
 
 
 def _copy(budget: str) -> Setup:
@@ -155,7 +168,7 @@ def _tmaze_long(budget: str) -> Setup:
 
 TASKS: dict[str, Callable[[str], Setup]] = {
   "mqar": _mqar, "copy": _copy, "passkey": _passkey, "pi": _pi, "tmaze": _tmaze,
-  "tmaze_long": _tmaze_long,
+  "tmaze_long": _tmaze_long, "mqar_published": _mqar_published,
 }  # fmt: skip
 
 

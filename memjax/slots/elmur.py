@@ -111,7 +111,8 @@ class ELMUR(Memory):
     blend: lambda, how much of a written slot is new.
     distance: P; places further apart than P - 1 share a bias.
     init_std: standard deviation of the first slots.
-    pre_norm: as above; the published runs have False.
+    pre_norm: as above; the published runs have False. With True no norm holds a slot, which grows
+      with every write: what was learned over few segments is lost over many (docs/comparison.md).
     dropout: rate on what each sublayer adds; needs `context.key`.
     memory_dropout: rate on c.
     released: the released code's departures.
