@@ -31,11 +31,12 @@ def product_key_topk(
   with jax.enable_x64(True):
     cuts = np.array_split(np.arange(len(jobs)), min(len(jobs), os.cpu_count() or 1, PIECES))
     found = [jax.lax.map(search, (head[cut], jobs[cut[0] : cut[-1] + 1])) for cut in cuts]
-  return tuple(
+  best, slots = (
     jnp.concatenate(each).reshape(heads, tiles, -1, top_k, LISTS // 2)
     .transpose(1, 2, 4, 0, 3).reshape(-1, heads, top_k)[:tokens]
     for each in zip(*found, strict=True)
   )  # fmt: skip
+  return best, slots
 
 
 def _tile(keys, job, *, top_k: int) -> tuple[jax.Array, jax.Array]:
