@@ -62,6 +62,14 @@ def text(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, text):
-  """A finished run of memory and twin: (workdir, what was printed)."""
+  """A finished run of memory and twin: (workdir, what was printed). Its last line says whether
+  TensorFlow was loaded."""
   workdir = tmp_path_factory.mktemp("finished") / "run"
-  return workdir, run(train_command(workdir, text)).stdout
+  code = (
+    "import sys\n"
+    "from experiments import cli, train\n"
+    "try:\n  cli.run(train.main)\n"
+    "except SystemExit as end:\n  assert not end.code, end.code\n"
+    "print('tensorflow' in sys.modules)\n"
+  )
+  return workdir, run([sys.executable, "-c", code, *train_command(workdir, text)[3:]]).stdout

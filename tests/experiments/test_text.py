@@ -68,16 +68,8 @@ def test_a_run_prints_and_leaves_what_the_guide_says(finished):
     assert len(used) == (3 if name == "memory_plus" else 0) and all(0 < u <= 1 for u in used)
 
 
-def test_no_tensorflow_is_loaded_after_a_training_run(tmp_path, text):
-  words = train_command(tmp_path / "run", text, steps=2, twin__train=False)[3:]
-  code = (
-    "import sys\n"
-    "from experiments import cli, train\n"
-    "try:\n  cli.run(train.main)\n"
-    "except SystemExit as end:\n  assert not end.code, end.code\n"
-    "assert 'tensorflow' not in sys.modules, 'TensorFlow was loaded'\n"
-  )
-  run([sys.executable, "-c", code, *words])
+def test_no_tensorflow_is_loaded_by_a_training_run(finished):
+  assert finished[1].splitlines()[-1] == "False"
 
 
 def test_generate_and_evaluate(finished, tmp_path):

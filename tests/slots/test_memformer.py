@@ -391,6 +391,7 @@ def recall_accuracy(lengths, remat, steps, reset=False, symbols=4, width=32):
   return accuracy
 
 
+@pytest.mark.slow
 def test_recalls_a_symbol_of_another_segment():
   assert recall_accuracy([3], "full", 400) > 0.95
   assert recall_accuracy([3], "full", 100, reset=True) < 0.5

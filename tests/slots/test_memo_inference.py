@@ -86,6 +86,7 @@ class Training:
     return float(np.mean([self.test(params, jax.random.key(k), distance) for k in keys]))
 
 
+@pytest.mark.slow
 def test_what_is_two_pairs_away_takes_two_hops():
   """From the cue alone, so that no head can look the two items up instead."""
   world, halt = pai.World(items=6, chains=2, length=3), "policy/halt_out/bias"

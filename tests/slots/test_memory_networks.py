@@ -212,6 +212,7 @@ def trained(asked_hops: int, hops: int, length: int, temporal: bool = True, step
   return tuple(float(np.mean(a)) for a in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_two_facts_are_found_in_time_and_needed():
   (two, facts), (one, _) = trained(2, 2, 8), trained(2, 1, 8)
   print(f"where the object is: {two:.3f} (facts {facts:.3f}) with two hops, {one:.3f} with one")
