@@ -1,6 +1,8 @@
 """The comparison of memories: a cell from training to rows, what survives an interruption, and what
 the numbers mean."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +244,20 @@ def test_attention_recalls_what_a_window_cannot_see(tmp_path):
   }
   assert found["attention", ""] >= 0.97
   assert max(found[key] for key in found if key != ("attention", "")) < 0.1
+
+
+def test_logits_where_they_are_due_give_the_same_loss_and_too_few_are_refused():
+  losses = {}
+  for due in (None, 2, 5, 1):  # two pairs are asked for
+    (cell,) = plan.cells(["mqar"], ["none"], "tiny", 1)
+    trainer = cells.trainer(
+      dataclasses.replace(cell, setup=dataclasses.replace(cell.setup, due=due))
+    )
+    runs, rests = trainer.start()
+    if due == 1:
+      with pytest.raises(ValueError, match="due=1, but an example has 2 places"):
+        trainer.block(runs, rests, 0, 2)
+    else:
+      losses[due] = trainer.block(runs, rests, 0, 2)[1]
+  np.testing.assert_allclose(losses[2], losses[None], rtol=1e-5)
+  np.testing.assert_allclose(losses[5], losses[None], rtol=1e-5)
