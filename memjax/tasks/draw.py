@@ -76,6 +76,12 @@ def weighted(key: jax.Array, log_weights: jax.Array, k: int) -> jax.Array:
   return jax.lax.top_k(noisy, k)[1].astype(jnp.int32)
 
 
+def crowded(key: jax.Array, space: int, power: float, count: int) -> jax.Array:
+  """`count` different places of 0..space - 1, drawn in proportion to (place + 1)^(power - 1)."""
+  weights = (power - 1) * jnp.log(jnp.arange(1, space + 1, dtype=jnp.float32))
+  return weighted(key, weights, count)
+
+
 def spots(key: jax.Array, n: int, k: int) -> jax.Array:
   """k different numbers of 0..n - 1 in increasing order, `[k] int32`."""
   return jnp.sort(distinct(key, n, k))

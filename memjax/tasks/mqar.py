@@ -106,8 +106,7 @@ class MQAR(Task):
     owners = jnp.concatenate([keys[:pairs], keys[renewed]])
 
     space = (self.length - told) // 2
-    weights = (self.power - 1) * jnp.log(jnp.arange(1, space + 1, dtype=jnp.float32))
-    place = told + 2 * draw.weighted(field(key, 3), weights, pairs * self.repeats)
+    place = told + 2 * draw.crowded(field(key, 3), space, self.power, pairs * self.repeats)
     due = jnp.concatenate([last, jnp.zeros(self.absent, jnp.int32)])
     asked = draw.distinct(field(key, 5), pairs, pairs - self.absent)
     asked = jnp.concatenate([asked, pairs + jnp.arange(self.absent)])

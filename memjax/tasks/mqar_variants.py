@@ -27,12 +27,6 @@ from memjax.tasks.task import IGNORE, Batch, Task, field
 from memjax.tasks.vectors import VectorTask, majority
 
 
-def crowded(key: jax.Array, space: int, power: float, count: int) -> jax.Array:
-  """`count` different places of 0..space - 1, drawn in proportion to (place + 1)^(power - 1)."""
-  weights = (power - 1) * jnp.log(jnp.arange(1, space + 1, dtype=jnp.float32))
-  return draw.weighted(key, weights, count)
-
-
 @dataclasses.dataclass(frozen=True)
 class CompositionalMQAR(Task):
   """See the module.
@@ -97,7 +91,7 @@ class CompositionalMQAR(Task):
     cell = draw.distinct(field(key, 3), self.keys, self.keys)
     first, second = firsts[cell // g], seconds[cell % g]
     asked = draw.distinct(field(key, 4), self.keys, self.keys)
-    place = told + 3 * crowded(field(key, 5), (self.length - told) // 3, self.power, self.keys)
+    place = told + 3 * draw.crowded(field(key, 5), (self.length - told) // 3, self.power, self.keys)
 
     drawn = jax.random.randint(field(key, 6), (self.length,), 0, self.vocab - 2 * g)
     inputs = draw.skipping(drawn, jnp.sort(jnp.concatenate([firsts, seconds])))
@@ -177,7 +171,9 @@ class ContinuousMQAR(VectorTask):
     keys = size * jax.random.uniform(field(key, 0), (self.pairs, self.key_dim), minval=-1)
     values = draw.bits(field(key, 1), self.pairs, self.bits)
     asked = draw.distinct(field(key, 2), self.pairs, self.pairs)
-    place = self.pairs + crowded(field(key, 3), self.length - self.pairs, self.power, self.pairs)
+    place = self.pairs + draw.crowded(
+      field(key, 3), self.length - self.pairs, self.power, self.pairs
+    )
 
     inputs = jnp.zeros((self.length, self.inputs_size))
     inputs = inputs.at[: self.pairs].set(jnp.concatenate([keys, 2 * values - 1], axis=1))
