@@ -1,6 +1,7 @@
 """Padding, inner products, and gradients as touched rows, against the dense definitions."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from pallas_kernels.embedding_bag import dot_bag, embedding_bag, touched_rows, update_rows
+from pallas_kernels.embedding_bag import dot_bag, embedding_bag, row_bags, touched_rows, update_rows
+from pallas_kernels.embedding_bag import rows as rows_module
 from pallas_kernels.embedding_bag.reads import by_digits, by_pairs, sort_reads
 
 # (tokens, bag, rows, dim, chunk): one read, chunks that divide the reads and that do not, a chunk
-# larger than all of them, more rows than reads, a row that goes over several chunks; and more rows
-# in a chunk than are handed on at once.
+# larger than all of them, more rows than reads, a row that goes over several chunks or bags, and
+# more further bags than are added at once.
 CASES = [
   (1, 1, 3, 2, 8), (8, 6, 20, 5, 16), (9, 5, 200, 4, 7), (8, 8, 2, 3, 5), (6, 4, 9, 2, 64),
-  (64, 20, 700, 3, 1000),
+  (64, 20, 700, 3, 1000), (100, 30, 5, 3, 900),
 ]  # fmt: skip
 
 
@@ -85,10 +87,10 @@ def test_ids_out_of_range_are_refused_in_debug_mode_and_are_padding_otherwise():
   assert message is not None and "0..2" in message and "-1 to 7" in message
 
 
-@pytest.mark.parametrize(("tokens", "bag", "rows", "dim", "chunk"), CASES)
-def test_touched_rows(tokens, bag, rows, dim, chunk):
+@pytest.mark.parametrize(("tokens", "bag", "rows", "dim"), [case[:4] for case in CASES])
+def test_touched_rows(tokens, bag, rows, dim):
   _, ids, weights, vectors = inputs(tokens, bag, rows, dim)
-  run = jax.jit(functools.partial(touched_rows, rows=rows, chunk=chunk))
+  run = jax.jit(functools.partial(touched_rows, rows=rows))
   found, again = run(ids, weights, vectors), run(ids, weights, vectors)
   touched = np.setdiff1d(np.unique(ids), [rows])
   assert found.count == len(touched)
@@ -99,29 +101,50 @@ def test_touched_rows(tokens, bag, rows, dim, chunk):
   np.testing.assert_array_equal(found.rows, again.rows)
 
 
+@pytest.mark.parametrize("by", ["rows", "reads"])
 @pytest.mark.parametrize(("tokens", "bag", "rows", "dim", "chunk"), CASES)
-def test_every_touched_row_is_updated_once_with_all_of_its_gradient(tokens, bag, rows, dim, chunk):
+def test_every_touched_row_is_updated_once_with_all_of_its_gradient(
+  monkeypatch, tokens, bag, rows, dim, chunk, by
+):
+  """By a CPU's blocks of rows, here of three, and by accelerators' chunks of reads."""
+  monkeypatch.setattr(row_bags, "BLOCK_BYTES", 3 * 4 * dim)
   values, ids, weights, vectors = inputs(tokens, bag, rows, dim)
+  form = row_bags.update if by == "rows" else functools.partial(rows_module._update, chunk=chunk)
 
   @jax.jit
   def run(values):
-    def update(carry, gradient, old, live):
+    def begin(carry, gradient, old, live):
+      table, times, same = old
       count, squares = carry
       square = jnp.sum(jnp.where(live[:, None], jnp.square(gradient), 0))
-      return (count + live.sum(), squares + square), (old[0] - gradient, old[1] + 1)
+      return (count + live.sum(), squares + square), (table, times + 1, same)
 
-    arrays = values, jnp.zeros(rows, jnp.int32)
-    return update_rows(
-      ids, weights, vectors, arrays, update, (jnp.int32(0), jnp.float32(0)), chunk=chunk
-    )
+    def finish(carry, gradient, old, live):
+      table, times, same = old
+      return carry, (table - times[:, None] * gradient, times, same)
 
-  (count, squares), (table, times) = run(values)
+    arrays = values, jnp.zeros(rows, jnp.int32), jnp.arange(rows)
+    start = jnp.int32(0), jnp.float32(0)
+    return form((begin, finish), ids, weights, vectors, arrays, start)
+
+  (count, squares), (table, times, same) = run(values)
   want, touched = dense(ids, weights, vectors, rows), np.isin(np.arange(rows), ids)
   np.testing.assert_array_equal(times, touched)
   np.testing.assert_allclose(table, values - want, rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(table[~touched], values[~touched])
+  np.testing.assert_array_equal(same, np.arange(rows))
   assert count == touched.sum()
   np.testing.assert_allclose(squares, np.square(want).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["rows", "reads"])
+def test_an_array_that_comes_back_as_it_was_is_not_written(form):
+  _, ids, weights, vectors = inputs(8, 6, 20, 5)
+  arrays = jnp.zeros((20, 5)), jnp.zeros((20, 7))
+  fn = lambda carry, gradient, old, live: (carry, (old[0] + gradient, old[1]))  # noqa: E731
+  run = row_bags.update if form == "rows" else functools.partial(rows_module._update, chunk=16)
+  program = str(jax.make_jaxpr(lambda *args: run((fn,), *args, 0))(ids, weights, vectors, arrays))
+  assert set(re.findall(r":f32\[20,(\d)\] = scatter", program)) == {"5"}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_touched_rows_and_updates_by_the_kernel(monkeypatch):
   def fn(count, gradient, old, live):
     return count + jnp.sum(live), old - 0.1 * gradient
 
-  update = functools.partial(rows._update, fn, sums=sums, apart=True)
+  update = functools.partial(rows._update, (fn,), sums=sums, apart=True)
   for chunk in (64, 1000):  # rows that go on from chunk to chunk, and all in one
     count, got = update(ids, weights, vectors, table, jnp.int32(0), chunk=chunk)
     assert count == want.count
@@ -127,7 +127,7 @@ def test_chunks_of_padding_are_left_out(live):
   ids = jnp.where(jnp.arange(96).reshape(24, 4) < live, jnp.arange(96).reshape(24, 4) // 2, 48)
   weights, vectors = jnp.ones(ids.shape), jnp.ones((24, 8))
   fn = lambda count, gradient, old, alive: (count + jnp.sum(alive), old + gradient)  # noqa: E731
-  update = functools.partial(rows._update, fn, sums=sums, apart=True, chunk=16)
+  update = functools.partial(rows._update, (fn,), sums=sums, apart=True, chunk=16)
   count, got = update(ids, weights, vectors, jnp.zeros((48, 8)), jnp.int32(0))
   jax.effects_barrier()
   assert count == -(-live // 2)

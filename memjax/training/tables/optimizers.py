@@ -11,7 +11,7 @@ every row is touched in every step; they differ in what happens to a row that a 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,36 +201,45 @@ def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, ke
   """The sum of squares of a table's merged gradient, and its arrays after the update."""
   shapes = {name: a.shape for name, a in arrays.items()}
   lead, dtype = arrays["table"].ndim - 2, arrays["table"].dtype
+  rule_rows = arrays.keys() - {"table", "last", "decay"}
   if touched.sharding is None:
     arrays = {n: a.reshape(touched.rows, *a.shape[lead + 1 :]) for n, a in arrays.items()}
 
-  def update(carry, gradient, old, live):
-    squares, chunk = carry
+  def moments(carry, gradient, rows, live):
+    squares, block = carry
     squares = squares + jnp.sum(jnp.square(gradient))
-    rows = dict(old)
-    table = rows.pop("table").astype(jnp.float32)
+    state = {name: rows[name] for name in rule_rows}
     if options.catch_up:
-      table, rows = _catch_up(rule, options, step, table, rows)
-    gradient = step.factor * gradient
-    direction, new = rule.direction(gradient, rows, step.count, touched.row_mean)
+      state = rule.idle(state, _gap(step, rows))
+    new = rule.update(step.factor * gradient, state, touched.row_mean)
+    return (squares, block + 1), {**rows, **new}
+
+  def move(carry, gradient, rows, live):
+    table = rows["table"].astype(jnp.float32)
+    new = {}
+    if options.catch_up:
+      table, new = _catch_up(options, step, table, rows)
+    direction = rule.direction(step.factor * gradient, rows, step.count)
     table = table - step.rate * (direction + options.weight_decay * table)
-    own = None if key is None else jax.random.fold_in(touched.own_key(key), chunk)
-    return (squares, chunk + 1), {**rows, **new, "table": round_to(dtype, table, own)}
+    own = None if key is None else jax.random.fold_in(touched.own_key(key), carry[1])
+    return carry, {**rows, **new, "table": round_to(dtype, table, own)}
 
   start = jnp.float32(0), jnp.int32(0)
-  (squares, _), arrays = touched.update(arrays, update, start)
+  (squares, _), arrays = touched.update(arrays, (moments, move), start)
   return squares, {name: a.reshape(shapes[name]) for name, a in arrays.items()}
 
 
-def _catch_up(rule: Rule, options: _Options, step: _Step, table: jax.Array, rows: dict[str, Any]):
-  """What the steps since a row's last touch would have done to it without a gradient."""
-  gap = (step.count - 1 - rows.pop("last")).astype(jnp.float32)
+def _gap(step: _Step, rows: Arrays) -> jax.Array:
+  """Steps since a row's last touch, `[R]`."""
+  return (step.count - 1 - rows["last"]).astype(jnp.float32)
+
+
+def _catch_up(options: _Options, step: _Step, table: jax.Array, rows: Arrays):
+  """The decay of the weights in the steps since a row's last touch, and that it is made up for."""
+  new = {"last": jnp.full(rows["last"].shape, step.count, jnp.int32)}
   if options.weight_decay:
-    high, low = jnp.moveaxis(rows.pop("decay"), -1, 0)
+    high, low = jnp.moveaxis(rows["decay"], -1, 0)
     idle = (step.before[0] - high) + (step.before[1] - low)
     table = table * jnp.exp(idle)[:, None]
-  rows = rule.idle(rows, gap)
-  rows["last"] = jnp.full(gap.shape, step.count, jnp.int32)
-  if options.weight_decay:
-    rows["decay"] = jnp.broadcast_to(step.after, (*gap.shape, 2))
-  return table, rows
+    new["decay"] = jnp.broadcast_to(step.after, rows["decay"].shape)
+  return table, new

@@ -18,13 +18,15 @@ class Rule(NamedTuple):
 
   Attributes:
     init: `table [*L, N, dv] -> {name: [*L, N, ...]}` float32.
-    direction: `(gradient [R, dv], rows, count, mean) -> (direction [R, dv], rows)`, where `mean`
-      takes `[R, dv]` to the means of whole rows `[R]`: a device may hold a part of the columns.
+    update: `(gradient [R, dv], rows, mean) -> rows`, where `mean` takes `[R, dv]` to the means of
+      whole rows `[R]`: a device may hold a part of the columns.
+    direction: `(gradient, rows, count) -> [R, dv]` by the updated rows, at step `count` from 1.
     idle: `(rows, gap [R]) -> rows` after so many steps without a gradient.
   """
 
   init: Callable[[jax.Array], Rows]
-  direction: Callable[[jax.Array, Rows, jax.Array, Callable], tuple[jax.Array, Rows]]
+  update: Callable[[jax.Array, Rows, Callable], Rows]
+  direction: Callable[[jax.Array, Rows, jax.Array], jax.Array]
   idle: Callable[[Rows, jax.Array], Rows]
 
 
@@ -51,16 +53,17 @@ def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
     second = beside(table, 0) if by_row else jnp.zeros_like(table, jnp.float32)
     return {**first, "v": second}
 
-  def direction(gradient, rows, count, mean):
-    square = jnp.square(gradient)
-    square = mean(square) if by_row else square
-    new = {"v": b2 * rows["v"] + (1 - b2) * square}
-    if b1:
-      new["m"] = b1 * rows["m"] + (1 - b1) * gradient
+  def update(gradient, rows, mean):
+    square = (1 - b2) * gradient * gradient
+    second = {"v": b2 * rows["v"] + (mean(square) if by_row else square)}
+    return {**second, "m": b1 * rows["m"] + (1 - b1) * gradient} if b1 else second
+
+  def direction(gradient, rows, count):
     t = count.astype(jnp.float32)
-    first = new.get("m", gradient) / (1 - b1**t)
-    second = jnp.sqrt(new["v"] / (1 - b2**t)) + eps
-    return first / _per_row(second, gradient.shape[1]), new
+    # Factors of a step, because a division costs more than what else a number needs.
+    first = rows.get("m", gradient) * (1 / (1 - b1**t))
+    second = jnp.sqrt(rows["v"] * (1 / (1 - b2**t))) + eps
+    return first / _per_row(second, gradient.shape[1])
 
   def idle(rows, gap):
     rates = {"m": b1, "v": b2}
@@ -68,23 +71,27 @@ def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
       k: a * jnp.power(rates[k], gap).reshape(-1, *[1] * (a.ndim - 1)) for k, a in rows.items()
     }
 
-  return Rule(init, direction, idle)
+  return Rule(init, update, direction, idle)
 
 
 def adagrad(initial: float, eps: float) -> Rule:
   """See `optimizers.rowwise_adagrad`."""
 
-  def direction(gradient, rows, count, mean):
-    total = rows["sum"] + mean(jnp.square(gradient))
+  def update(gradient, rows, mean):
+    return {"sum": rows["sum"] + mean(jnp.square(gradient))}
+
+  def direction(gradient, rows, count):
+    total = rows["sum"]
     scale = jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
-    return gradient * _per_row(scale, gradient.shape[1]), {"sum": total}
+    return gradient * _per_row(scale, gradient.shape[1])
 
   init = lambda table: {"sum": beside(table, initial)}  # noqa: E731
-  return Rule(init, direction, lambda rows, gap: rows)
+  return Rule(init, update, direction, lambda rows, gap: rows)
 
 
 def plain() -> Rule:
   """The gradient itself."""
   return Rule(
-    lambda table: {}, lambda gradient, rows, count, mean: (gradient, {}), lambda rows, gap: rows
-  )
+    lambda table: {}, lambda gradient, rows, mean: {}, lambda gradient, rows, count: gradient,
+    lambda rows, gap: rows,
+  )  # fmt: skip
