@@ -5,6 +5,7 @@ row N - 1 with weight 0: then `promise_in_bounds` holds, which saves a third of 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from pallas_kernels.dispatch import by_platform
 
 SLOTS = 16  # slots added in one pass over the output
 TOKENS = 16  # tokens whose rows a loop handles at once
+STRIPS = 64  # tokens at once where it keeps sums over strips of rows only
 LANES = 32  # columns of a row that a loop multiplies at once, side by side
 COLUMNS = 1024  # of a row in one pass: each strip of LANES is written out in the program
 
@@ -54,13 +56,17 @@ def _cut(array: jax.Array, size: int) -> jax.Array:
 def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
   """See `op.dot_bag`."""
   tokens, bag = ids.shape
-  size = max(1, min(TOKENS, tokens))
   ids, meant = _inside(ids, values.shape[0])
-  # A TPU would lay the whole table out anew for strips.
-  dot = by_platform(_dot, cpu=_dot_strips) if values.shape[1] % LANES == 0 else _dot
-  chunks = _cut(ids, size), _cut(vectors.astype(jnp.float32), size)
-  d = jax.lax.map(lambda chunk: dot(values, *chunk), chunks)
-  return jnp.where(meant, d.reshape(-1, bag)[:tokens], 0)
+
+  def dots(values, ids, vectors, *, dot: Callable, most: int):
+    size = max(1, min(most, tokens))
+    chunks = _cut(ids, size), _cut(vectors, size)
+    return jax.lax.map(lambda chunk: dot(values, *chunk), chunks).reshape(-1, bag)[:tokens]
+
+  best = functools.partial(dots, dot=_dot, most=TOKENS)
+  if values.shape[1] % LANES == 0:  # a TPU would lay the whole table out anew for strips
+    best = by_platform(best, cpu=functools.partial(dots, dot=_dot_strips, most=STRIPS))
+  return jnp.where(meant, best(values, ids, vectors.astype(jnp.float32)), 0)
 
 
 def _dot(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
