@@ -209,7 +209,7 @@ def search(
 
 def update_rows(
   cut: TableSharding, ids: jax.Array, weights: jax.Array, vectors: jax.Array, arrays: Any,
-  fn: Callable, carry: Any, *, shape: Sequence[int], **options,
+  fn: Callable | Sequence[Callable], carry: Any, *, shape: Sequence[int], **options,
 ) -> tuple[Any, Any]:  # fmt: skip
   """`embedding_bag.update_rows` of a table that is cut: each device updates its own piece.
 
@@ -219,7 +219,7 @@ def update_rows(
   Args:
     ids, weights: `[B, T, b]`.   vectors: `[B, T, dv]`.
     arrays: a pytree of `[*L, N, dv]`, cut as the table is, and of `[*L, N, ...]`, cut by rows.
-    fn: as there, on own rows and columns; `cut.sum_columns` completes a sum over dv.
+    fn: as there, on own rows and columns, or several; `cut.sum_columns` completes a sum over dv.
     carry: a pytree of zeros to which `fn` adds sums over rows and columns.
     shape: of the table, `[*L, N, dv]`.
     **options: as there.

@@ -8,6 +8,7 @@ E = T * b reads, U = min(N, E) rows at most, blocks of R rows: U' is U up to a w
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +92,8 @@ def _get(array: jax.Array, at: jax.Array) -> jax.Array:
 
 def _added(token: jax.Array, weight: jax.Array, vectors: jax.Array) -> jax.Array:
   """The sums `[V, dv]` of bags `[K, V]`, in one pass."""
-  return sum(w[:, None] * _get(vectors, t) for t, w in zip(token, weight, strict=True))
+  each = (w[:, None] * _get(vectors, t) for t, w in zip(token, weight, strict=True))
+  return functools.reduce(jnp.add, each)
 
 
 def sums(bags: RowBags, vectors: jax.Array, start, block: int) -> jax.Array:

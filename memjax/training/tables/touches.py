@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ class Touches:
       self, ids=whole(self.ids), weights=whole(self.weights), vectors=whole(self.vectors)
     )
 
-  def update(self, arrays: Any, fn: Callable, carry: Any) -> tuple[Any, Any]:
+  def update(self, arrays: Any, fn: Callable | Sequence[Callable], carry: Any) -> tuple[Any, Any]:
     """`update_rows` of a pytree of `[L N, ...]`; on a mesh of `[*L, N, ...]`, a device its own."""
     factors = self.ids, self.weights, self.vectors
     if self.sharding is None:
