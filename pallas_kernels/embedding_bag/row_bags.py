@@ -100,7 +100,8 @@ def sums(bags: RowBags, vectors: jax.Array, start, block: int) -> jax.Array:
   """`[R, dv]` float32: of rows `start`, ... what their reads add up to; 0 after `bags.count`."""
   vectors = vectors.astype(jnp.float32)
   cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, block, -1)  # noqa: E731
-  summed = _added(cut(bags.token), cut(bags.weight), vectors)
+  live = start + jnp.arange(block, dtype=jnp.int32) < bags.count  # others read vectors of padding
+  summed = jnp.where(live[:, None], _added(cut(bags.token), cut(bags.weight), vectors), 0)
   least, most = FURTHER
   size = min(block, most, max(least, bags.owner.size * block // bags.row.size // 8))
   end = bags.begin[start + block]

@@ -138,6 +138,23 @@ def test_every_touched_row_is_updated_once_with_all_of_its_gradient(
 
 
 @pytest.mark.parametrize("form", ["rows", "reads"])
+def test_what_stands_at_padding_is_not_read(form):
+  """Neither in touched rows, nor in those that an update drops, nor in its carry."""
+  ids = jnp.array([[0, 3], [20, 20], [3, 5]])
+  weights, vectors = jnp.ones((3, 2)), jnp.ones((3, 4)).at[1].set(jnp.nan)
+  want = np.zeros((20, 4), np.float32)
+  want[[0, 3, 5]] = np.array([[1], [2], [1]])
+  found = touched_rows(ids, weights, vectors, 20)
+  np.testing.assert_array_equal(found.rows[3:], 0)
+  np.testing.assert_array_equal(found.dense(20), want)
+  fn = lambda total, gradient, old, live: (total + gradient.sum(), old + gradient)  # noqa: E731
+  run = row_bags.update if form == "rows" else functools.partial(rows_module._update, chunk=4)
+  total, table = run((fn,), ids, weights, vectors, jnp.zeros((20, 4)), 0.0)
+  np.testing.assert_array_equal(table, want)
+  assert total == want.sum()
+
+
+@pytest.mark.parametrize("form", ["rows", "reads"])
 def test_an_array_that_comes_back_as_it_was_is_not_written(form):
   _, ids, weights, vectors = inputs(8, 6, 20, 5)
   arrays = jnp.zeros((20, 5)), jnp.zeros((20, 7))
