@@ -59,7 +59,7 @@ def cases(bags: list[Bags], search: Search) -> Iterator[Case]:
       plain = functools.partial(_plain, getattr(reference, name))
       yield f"{name}, {table}", kernel, plain, (shape.values, shape.ids, operand), moved
   for width in sorted({shape.dim for shape in bags}):
-    yield _sums(bags[0].tokens, min(rows.LARGE, bags[0].ids.size), width)
+    yield _sums(bags[0].tokens, min(rows.CHUNK, bags[0].ids.size), width)
   moved = search_tpu.cost(search.queries, search.keys, search.top_k).bytes_accessed
   kernel = functools.partial(search_tpu.product_key_topk, top_k=search.top_k, interpret=False)
   plain = functools.partial(search_chunk.product_key_topk, top_k=search.top_k)
