@@ -259,5 +259,6 @@ def test_logits_where_they_are_due_give_the_same_loss_and_too_few_are_refused():
         trainer.block(runs, rests, 0, 2)
     else:
       losses[due] = trainer.block(runs, rests, 0, 2)[1]
+  # The same float32 sums over fewer places.
   np.testing.assert_allclose(losses[2], losses[None], rtol=1e-5)
   np.testing.assert_allclose(losses[5], losses[None], rtol=1e-5)
