@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import by_platform
+from pallas_kernels.dispatch import by_platform, lazy
 
 
 @jax.tree_util.register_dataclass
@@ -32,9 +32,18 @@ def sort_reads(ids: jax.Array, rows: int) -> Reads:
   """The reads `ids [T, b]` of a table of N = `rows` rows, sorted; ids outside of it are padding."""
   flat = ids.reshape(-1).astype(jnp.int32)
   flat = jnp.where((flat < 0) | (flat > rows), rows, flat)
-  row, order = by_platform(functools.partial(by_digits, largest=rows), cpu=by_pairs)(flat)
+  plain = functools.partial(by_digits, largest=rows)
+  row, order = by_platform(plain, cpu=functools.partial(on_cpu, largest=rows))(flat)
   new = jnp.concatenate([jnp.zeros(1, jnp.int32), (row[1:] != row[:-1]).astype(jnp.int32)])
   return Reads(row, order, jnp.cumsum(new[: flat.size], dtype=jnp.int32))
+
+
+def on_cpu(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
+  """Integers sorted, and where they stood, by the kernel in C++ if there is one."""
+  try:
+    return lazy("pallas_kernels.embedding_bag.cpu_rows", "sort")(flat, largest)
+  except NotImplementedError:
+    return by_pairs(flat)
 
 
 def by_pairs(flat: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,7 @@ import pytest
 from memjax.training import tables, warmup_decay
 from memjax.training.tables import Touches
 from memjax.training.tables.rounding import round_to
+from pallas_kernels.embedding_bag import cpu_rows
 
 ROWS, WIDTH, READS, BAG = 5, 3, 12, 4
 RATE = warmup_decay(0.1, steps=9, warmup=3)
@@ -67,7 +68,19 @@ def run_optax(optimizer, params, gradients):
   return params
 
 
+@pytest.fixture(params=["kernel", "xla"])
+def either(request, monkeypatch):
+  """With a CPU's kernel and without it."""
+  if request.param == "xla":
+    monkeypatch.setattr(cpu_rows, "adam", _refused)
+
+
+def _refused(*args, **rates):
+  raise NotImplementedError
+
+
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("either")
 def test_equal_to_optax_while_every_row_is_touched(form):
   """With a schedule and decay; row-wise ones where a row is one number wide."""
   make, wanted, width = FORMS[form]
@@ -79,6 +92,7 @@ def test_equal_to_optax_while_every_row_is_touched(form):
 
 
 @pytest.mark.parametrize("catch_up", [False, True])
+@pytest.mark.usefixtures("either")
 def test_weight_decay_and_clip_are_adamw_after_the_merge(catch_up):
   gradients = [touches(seed, scale=2.0) for seed in range(8)]
   own = tables.lazy_adam(RATE, b2=0.99, weight_decay=0.7, clip=3.0, catch_up=catch_up)

@@ -20,6 +20,7 @@ import optax
 from memjax.training.tables.rounding import round_to
 from memjax.training.tables.rules import Rule, adagrad, adam, beside, plain
 from memjax.training.tables.touches import Touches
+from pallas_kernels.dispatch import by_platform
 
 Rate = float | optax.Schedule
 Arrays = Mapping[str, jax.Array]
@@ -224,8 +225,16 @@ def _update_table(rule, options, step: _Step, touched: Touches, arrays: dict, ke
     own = None if key is None else jax.random.fold_in(touched.own_key(key), carry[1])
     return carry, {**rows, **new, "table": round_to(dtype, table, own)}
 
-  start = jnp.float32(0), jnp.int32(0)
-  (squares, _), arrays = touched.update(arrays, (moments, move), start)
+  def by_blocks(touched, arrays):
+    start = jnp.float32(0), jnp.int32(0)
+    (squares, _), arrays = touched.update(arrays, (moments, move), start)
+    return squares, arrays
+
+  run = by_blocks
+  if rule.on_cpu and touched.sharding is None and key is None and not options.catch_up:
+    numbers = step.count, step.factor, step.rate, options.weight_decay
+    run = by_platform(by_blocks, cpu=lambda *args: rule.on_cpu(*args, *numbers))
+  squares, arrays = run(touched, arrays)
   return squares, {name: a.reshape(shapes[name]) for name, a in arrays.items()}
 
 

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from memjax.core import checks
+from pallas_kernels.embedding_bag import cpu_rows
 
 Rows = dict[str, jax.Array]
 
@@ -22,12 +23,16 @@ class Rule(NamedTuple):
       whole rows `[R]`: a device may hold a part of the columns.
     direction: `(gradient, rows, count) -> [R, dv]` by the updated rows, at step `count` from 1.
     idle: `(rows, gap [R]) -> rows` after so many steps without a gradient.
+    on_cpu: `(touches, rows, count, factor, rate, decay) -> (squares, rows)`: all of the update by a
+      CPU's kernel, of whole arrays, the table among them; None: there is no such kernel. Raises
+      NotImplementedError where it cannot run.
   """
 
   init: Callable[[jax.Array], Rows]
   update: Callable[[jax.Array, Rows, Callable], Rows]
   direction: Callable[[jax.Array, Rows, jax.Array], jax.Array]
   idle: Callable[[Rows, jax.Array], Rows]
+  on_cpu: Callable[..., tuple[jax.Array, Rows]] | None = None
 
 
 def _per_row(rows: jax.Array, width: int) -> jax.Array:
@@ -71,7 +76,16 @@ def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
       k: a * jnp.power(rates[k], gap).reshape(-1, *[1] * (a.ndim - 1)) for k, a in rows.items()
     }
 
-  return Rule(init, update, direction, idle)
+  def on_cpu(touches, rows, count, factor, rate, decay):
+    t = count.astype(jnp.float32)
+    numbers = jnp.stack([factor, rate / (1 - b1**t), 1 / (1 - b2**t), rate * decay])
+    held = rows["table"], rows["m"], rows["v"]
+    table, first, second, squares = cpu_rows.adam(
+      touches.ids, touches.weights, touches.vectors, *held, numbers, b1=b1, b2=b2, eps=eps
+    )
+    return squares, {"table": table, "m": first, "v": second}
+
+  return Rule(init, update, direction, idle, on_cpu if b1 and not by_row else None)
 
 
 def adagrad(initial: float, eps: float) -> Rule:

@@ -1,0 +1,192 @@
+// The reads of a table sorted by row, and Adam on the rows touched in one pass: each row's reads are
+// added up in registers, and its moments and the row itself are read and written once, on all
+// threads of XLA's pool.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int kDigit = 11;       // bits that are sorted by at once: their counts stay in cache
+constexpr int64_t kStrip = 64;  // columns whose sums stand in registers
+constexpr int64_t kLine = 16;   // floats of a cache line
+constexpr int64_t kReads = 2048;  // of a chunk, whatever the threads: sums are the same on all machines
+
+// Calls `work(i)` for 0 <= i < count on the pool's threads and this one; returns when all are done.
+// A thread of the pool that comes late finds nothing left, and touches nothing of the caller's.
+void ForEach(ffi::ThreadPool& pool, int64_t count, const std::function<void(int64_t)>& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    std::mutex mutex;
+    std::condition_variable all;
+  };
+  auto shared = std::make_shared<Shared>();
+  const auto* job = &work;
+  const std::function<void()> run = [shared, count, job] {
+    int64_t mine = 0;
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count; ++mine) (*job)(i);
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->done += mine;
+    if (shared->done == count) shared->all.notify_all();
+  };
+  for (int64_t i = 1; i < std::min(pool.num_threads(), count); ++i) {
+    pool.Schedule(std::function<void()>(run));
+  }
+  run();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all.wait(lock, [&] { return shared->done == count; });
+}
+
+// See cpu_rows.py. Digit by digit, stably, so that equal ids keep their order.
+ffi::Error SortReads(ffi::Buffer<ffi::S32> ids, ffi::ResultBuffer<ffi::S32> sorted,
+                     ffi::ResultBuffer<ffi::S32> order, int64_t largest) {
+  struct Read {
+    uint32_t id, at;
+  };
+  const int64_t count = ids.element_count();
+  std::vector<Read> reads(count), next(count);
+  for (int64_t i = 0; i < count; ++i) {
+    reads[i] = {static_cast<uint32_t>(ids.typed_data()[i]), static_cast<uint32_t>(i)};
+  }
+  for (int shift = 0; shift < 32 && largest >> shift; shift += kDigit) {
+    const auto digit = [&](const Read& read) { return (read.id >> shift) & ((1 << kDigit) - 1); };
+    std::vector<int64_t> begin((1 << kDigit) + 1);
+    for (const Read& read : reads) ++begin[digit(read) + 1];
+    for (int d = 0; d < 1 << kDigit; ++d) begin[d + 1] += begin[d];
+    for (const Read& read : reads) next[begin[digit(read)]++] = read;
+    reads.swap(next);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    sorted->typed_data()[i] = static_cast<int32_t>(reads[i].id);
+    order->typed_data()[i] = static_cast<int32_t>(reads[i].at);
+  }
+  return ffi::Error::Success();
+}
+
+struct Numbers {
+  float b1, b2, eps;
+  float factor;  // of the gradient
+  float rate, scale, decay;  // p -= rate m / (sqrt(scale v) + eps) + decay p
+};
+
+struct Rows {
+  float *p, *m, *v;
+  Rows at(int64_t offset) const { return {p + offset, m + offset, v + offset}; }
+};
+
+// A strip of columns of one row, N of them (0: `width`, fewer than kStrip).
+template <int64_t N>
+inline void Update(const Numbers& k, int64_t width, const float* vectors, int64_t dim,
+                   const std::vector<int64_t>& tokens, const std::vector<float>& weights, Rows row,
+                   Rows next, float* squares) {
+  const int64_t n = N ? N : width;
+  float g[kStrip] = {};
+  for (size_t read = 0; read < tokens.size(); ++read) {
+    const float* from = vectors + tokens[read] * dim;
+    for (int64_t j = 0; j < n; ++j) g[j] += weights[read] * from[j];
+  }
+  for (int64_t j = 0; j < n; j += kLine) {
+    __builtin_prefetch(next.p + j, 1);
+    __builtin_prefetch(next.m + j, 1);
+    __builtin_prefetch(next.v + j, 1);
+  }
+  for (int64_t j = 0; j < n; ++j) squares[j] += g[j] * g[j];
+  for (int64_t j = 0; j < n; ++j) {
+    const float x = k.factor * g[j];
+    row.m[j] = k.b1 * row.m[j] + (1 - k.b1) * x;
+    row.v[j] = k.b2 * row.v[j] + (1 - k.b2) * x * x;
+    row.p[j] -= k.rate * row.m[j] / (std::sqrt(k.scale * row.v[j]) + k.eps) + k.decay * row.p[j];
+  }
+}
+
+// See cpu_rows.py. Moments and table are updated in place: the results are the operands.
+ffi::Error AdamRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buffer<ffi::S32> order,
+                    ffi::Buffer<ffi::F32> weights, ffi::Buffer<ffi::F32> vectors,
+                    ffi::Buffer<ffi::F32> numbers, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
+                    ffi::Buffer<ffi::F32>, ffi::ResultBuffer<ffi::F32> table,
+                    ffi::ResultBuffer<ffi::F32> first, ffi::ResultBuffer<ffi::F32> second,
+                    ffi::ResultBuffer<ffi::F32> total, float b1, float b2, float eps) {
+  const int64_t reads = sorted.element_count(), slots = weights.dimensions()[1];
+  const int64_t rows = table->dimensions()[0], dim = table->dimensions()[1];
+  const int32_t *id = sorted.typed_data(), *read = order.typed_data();
+  const float *weight = weights.typed_data(), *vector = vectors.typed_data();
+  const float* given = numbers.typed_data();
+  const Numbers k{b1, b2, eps, given[0], given[1], given[2], given[3]};
+  const Rows all{table->typed_data(), first->typed_data(), second->typed_data()};
+  const int64_t chunks = (reads + kReads - 1) / kReads;
+  std::vector<double> sums(chunks, 0.0);
+
+  ForEach(pool, chunks, [&](int64_t chunk) {
+    std::vector<int64_t> tokens;
+    std::vector<float> factors;
+    float squares[kStrip] = {};
+    int64_t i = chunk * kReads;
+    const int64_t end = std::min(reads, i + kReads);
+    while (0 < i && i < end && id[i] == id[i - 1]) ++i;  // of the row that the chunk before has
+    while (i < end && id[i] < rows) {
+      const int32_t mine = id[i];
+      tokens.clear();
+      factors.clear();
+      for (; i < reads && id[i] == mine; ++i) {
+        tokens.push_back(read[i] / slots);
+        factors.push_back(weight[read[i]]);
+      }
+      const int64_t soon = i < reads && id[i] < rows ? id[i] : mine;
+      int64_t column = 0;
+      for (; column + kStrip <= dim; column += kStrip) {
+        Update<kStrip>(k, kStrip, vector + column, dim, tokens, factors,
+                       all.at(mine * dim + column), all.at(soon * dim + column), squares);
+      }
+      if (column < dim) {
+        Update<0>(k, dim - column, vector + column, dim, tokens, factors,
+                  all.at(mine * dim + column), all.at(soon * dim + column), squares);
+      }
+    }
+    for (float square : squares) sums[chunk] += square;
+  });
+
+  double sum = 0;
+  for (double one : sums) sum += one;
+  total->typed_data()[0] = static_cast<float>(sum);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_sort_reads, SortReads,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // ids
+                                  .Ret<ffi::Buffer<ffi::S32>>()  // sorted
+                                  .Ret<ffi::Buffer<ffi::S32>>()  // order
+                                  .Attr<int64_t>("largest"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_adam_rows, AdamRows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // sorted
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // order
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // weights
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // vectors
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // numbers
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // table
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // first
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // second
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // table
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // first
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // second
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // total
+                                  .Attr<float>("b1")
+                                  .Attr<float>("b2")
+                                  .Attr<float>("eps"));

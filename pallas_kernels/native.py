@@ -1,0 +1,97 @@
+"""Kernels for CPUs in C++: built when first needed, where there is a compiler.
+
+XLA writes rows of a table on one thread, one array after the other. What must be faster is a
+handler of XLA's foreign function interface, whose headers come with jaxlib.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import jax
+import jaxlib
+
+FLAGS = "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"
+SWITCH = "MEMJAX_NATIVE"
+
+
+def register(source: Path, *names: str) -> None:
+  """Makes the handlers `names` of a source file known to XLA.
+
+  The library is kept under `$XDG_CACHE_HOME/memjax`, or `~/.cache/memjax`, by what it was built of
+  and for. The compiler is `$CXX`, else c++, g++ or clang++; `MEMJAX_NATIVE=0` builds nothing.
+
+  Raises:
+    NotImplementedError: it is switched off, there is no compiler, or it failed (with a warning).
+  """
+  refusal = _tried(source, names)
+  if refusal:
+    raise NotImplementedError(refusal)
+
+
+@functools.cache
+def _tried(source: Path, names: tuple[str, ...]) -> str:
+  """Does it, once a process; why it could not."""
+  try:
+    library = ctypes.CDLL(str(_built(source)))
+  except NotImplementedError as error:
+    return str(error)
+  for name in names:
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+  return ""
+
+
+def _built(source: Path) -> Path:
+  """The library of a source file."""
+  if os.environ.get(SWITCH, "1") == "0":
+    raise NotImplementedError(f"{SWITCH}=0 leaves the kernels in C++ out")
+  command = *_compiler(), *FLAGS, "-shared", "-fPIC", f"-I{jax.ffi.include_dir()}"
+  built_of = repr((source.read_text(), command, jaxlib.__version__, _processor()))
+  name = f"{source.stem}-{hashlib.sha256(built_of.encode()).hexdigest()[:16]}.so"
+  folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memjax"
+  if (folder / name).exists():
+    return folder / name
+  try:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+      new = Path(scratch) / name
+      subprocess.run(
+        [*command, "-w", str(source), "-o", str(new)], check=True, capture_output=True, text=True
+      )
+      new.replace(folder / name)  # at once: another process may be building the same
+  except (OSError, subprocess.CalledProcessError) as error:
+    why = getattr(error, "stderr", None) or str(error)
+    warnings.warn(
+      f"{source.name} could not be built, so that updates of tables are slower on this CPU: "
+      f"{why.strip()[-400:]}\n({SWITCH}=0 does not try)", stacklevel=2,
+    )  # fmt: skip
+    raise NotImplementedError(f"{source.name} could not be built") from error
+  return folder / name
+
+
+def _compiler() -> list[str]:
+  chosen = shlex.split(os.environ.get("CXX", ""))
+  if chosen:
+    return chosen
+  found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+  if found is None:
+    raise NotImplementedError("kernels in C++ need a compiler: install g++ or clang++, or set CXX")
+  return [found]
+
+
+def _processor() -> str:
+  """What `-march=native` looks at: a home may be shared by machines."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return f"{platform.node()} {platform.processor()}"
+  told = "model name", "flags", "Features"
+  return "".join(sorted({line for line in lines if line.startswith(told)}))
