@@ -17,7 +17,6 @@ import warnings
 from pathlib import Path
 
 import jax
-import jaxlib
 
 FLAGS = "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"
 SWITCH = "MEMJAX_NATIVE"
@@ -54,7 +53,7 @@ def _built(source: Path) -> Path:
   if os.environ.get(SWITCH, "1") == "0":
     raise NotImplementedError(f"{SWITCH}=0 leaves the kernels in C++ out")
   command = *_compiler(), *FLAGS, "-shared", "-fPIC", f"-I{jax.ffi.include_dir()}"
-  built_of = repr((source.read_text(), command, jaxlib.__version__, _processor()))
+  built_of = repr((source.read_text(), command, jax.__version__, _processor()))
   name = f"{source.stem}-{hashlib.sha256(built_of.encode()).hexdigest()[:16]}.so"
   folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memjax"
   if (folder / name).exists():

@@ -20,6 +20,7 @@ def _forms(name: str, **xla) -> dict:
 
 BAGS = _forms("embedding_bag", reference=reference.embedding_bag, chunk=chunk.embedding_bag)
 DOTS = _forms("dot_bag", reference=reference.dot_bag, chunk=chunk.dot_bag)
+DOTS["cpu"] = lazy(f"{_HERE}.cpu", "dot_bag")
 
 
 def embedding_bag(
@@ -52,7 +53,7 @@ def dot_bag(
 
   Args:
     values: `[N, dv]` float.   ids: `[T, b]`, as for `embedding_bag`; N gives 0.
-    vectors: `[T, dv]` float.   implementation: as for `embedding_bag`.
+    vectors: `[T, dv]` float.   implementation: as for `embedding_bag`, or "cpu" (in C++).
 
   Returns:
     `[T, b]` float32. The gradient of vectors is an `embedding_bag`.
@@ -96,7 +97,8 @@ def _check(values, ids, name, array, shape) -> None:
 
 def _run(op, forms, name, *args):
   tpu = functools.partial(forms["tpu"], interpret=False)
-  best = by_platform(forms["chunk"], tpu=tpu, cuda=forms["gpu"])
+  own = {"cpu": forms["cpu"]} if "cpu" in forms else {}
+  best = by_platform(forms["chunk"], tpu=tpu, cuda=forms["gpu"], **own)
   return dispatch.choose(op, name, forms, best)(*args)
 
 

@@ -41,7 +41,7 @@ def sort_reads(ids: jax.Array, rows: int) -> Reads:
 def on_cpu(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
   """Integers sorted, and where they stood, by the kernel in C++ if there is one."""
   try:
-    return lazy("pallas_kernels.embedding_bag.cpu_rows", "sort")(flat, largest)
+    return lazy("pallas_kernels.embedding_bag.cpu", "sort")(flat, largest)
   except NotImplementedError:
     return by_pairs(flat)
 

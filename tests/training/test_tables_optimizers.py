@@ -12,7 +12,7 @@ import pytest
 from memjax.training import tables, warmup_decay
 from memjax.training.tables import Touches
 from memjax.training.tables.rounding import round_to
-from pallas_kernels.embedding_bag import cpu_rows
+from pallas_kernels.embedding_bag import cpu
 
 ROWS, WIDTH, READS, BAG = 5, 3, 12, 4
 RATE = warmup_decay(0.1, steps=9, warmup=3)
@@ -72,7 +72,7 @@ def run_optax(optimizer, params, gradients):
 def either(request, monkeypatch):
   """With a CPU's kernel and without it."""
   if request.param == "xla":
-    monkeypatch.setattr(cpu_rows, "adam", _refused)
+    monkeypatch.setattr(cpu, "adam", _refused)
 
 
 def _refused(*args, **rates):

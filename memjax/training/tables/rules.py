@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from memjax.core import checks
-from pallas_kernels.embedding_bag import cpu_rows
+from pallas_kernels.embedding_bag import cpu
 
 Rows = dict[str, jax.Array]
 
@@ -80,7 +80,7 @@ def adam(b1: float, b2: float, eps: float, by_row: bool) -> Rule:
     t = count.astype(jnp.float32)
     numbers = jnp.stack([factor, rate / (1 - b1**t), 1 / (1 - b2**t), rate * decay])
     held = rows["table"], rows["m"], rows["v"]
-    table, first, second, squares = cpu_rows.adam(
+    table, first, second, squares = cpu.adam(
       touches.ids, touches.weights, touches.vectors, *held, numbers, b1=b1, b2=b2, eps=eps
     )
     return squares, {"table": table, "m": first, "v": second}

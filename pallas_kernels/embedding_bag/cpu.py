@@ -1,4 +1,6 @@
-"""Touched rows on a CPU by kernels in C++ (`native`): sorted, summed and trained in one pass.
+"""Kernels for a CPU in C++ (`native`): inner products, and touched rows, sorted and trained.
+
+There is no bag: XLA's form is as fast.
 
 All raise NotImplementedError where they cannot run: another dtype, another platform, no compiler.
 """
@@ -12,7 +14,16 @@ import numpy as np
 from pallas_kernels import native
 from pallas_kernels.embedding_bag import reads
 
-SORT, ADAM = "memjax_sort_reads", "memjax_adam_rows"
+DOT, SORT, ADAM = "memjax_dot_bag", "memjax_sort_reads", "memjax_adam_rows"
+
+
+def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+  """`op.dot_bag` of a table in float32."""
+  _register(values)
+  run = jax.ffi.ffi_call(
+    DOT, jax.ShapeDtypeStruct(ids.shape, jnp.float32), vmap_method="sequential"
+  )
+  return run(values, ids.astype(jnp.int32), vectors.astype(jnp.float32))
 
 
 def sort(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
@@ -20,7 +31,8 @@ def sort(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
   _register()
   like = jax.ShapeDtypeStruct(flat.shape, jnp.int32)
   run = jax.ffi.ffi_call(SORT, (like, like), vmap_method="sequential")
-  return tuple(run(flat, largest=np.int64(largest)))
+  row, order = run(flat, largest=np.int64(largest))
+  return row, order
 
 
 def adam(
@@ -40,9 +52,7 @@ def adam(
   Returns:
     table, first, second, and the sum of squares of g, bit for bit repeatable on a machine.
   """
-  if any(a.dtype != jnp.float32 for a in (table, first, second)):
-    raise NotImplementedError(f"the table is float32 here; got {table.dtype}")
-  _register()
+  _register(table, first, second)
   if ids.size == 0:
     return table, first, second, jnp.float32(0)
   sorted_reads = reads.sort_reads(ids, table.shape[0])
@@ -53,10 +63,14 @@ def adam(
   )  # fmt: skip
   small = (a.astype(jnp.float32) for a in (weights, vectors, numbers))
   rates = {"b1": np.float32(b1), "b2": np.float32(b2), "eps": np.float32(eps)}
-  return run(sorted_reads.row, sorted_reads.order, *small, table, first, second, **rates)
+  new = run(sorted_reads.row, sorted_reads.order, *small, table, first, second, **rates)
+  table, first, second, squares = new
+  return table, first, second, squares
 
 
-def _register():
+def _register(*tables: jax.Array):
   if jax.default_backend() != "cpu":
     raise NotImplementedError(f"a CPU's kernel; this process computes on {jax.default_backend()}")
-  native.register(Path(__file__).with_suffix(".cc"), SORT, ADAM)
+  if any(a.dtype != jnp.float32 for a in tables):
+    raise NotImplementedError(f"a table in float32 is needed here; got {tables[0].dtype}")
+  native.register(Path(__file__).with_suffix(".cc"), DOT, SORT, ADAM)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import native
-from pallas_kernels.embedding_bag import cpu_rows
+from pallas_kernels.embedding_bag import cpu, dot_bag
 from pallas_kernels.embedding_bag.reads import sort_reads
 
 RATES = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
@@ -28,7 +28,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _built():
   try:
-    cpu_rows.sort(jnp.zeros(1, jnp.int32), 1)
+    cpu.sort(jnp.zeros(1, jnp.int32), 1)
   except NotImplementedError as error:
     pytest.skip(str(error))
 
@@ -66,7 +66,7 @@ def by_numpy(factors, held, rows):
 
 @functools.partial(jax.jit, donate_argnums=1)
 def step(factors, held):
-  return cpu_rows.adam(*factors, *held, jnp.asarray(list(NUMBERS.values())), **RATES)
+  return cpu.adam(*factors, *held, jnp.asarray(list(NUMBERS.values())), **RATES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,6 +79,17 @@ def test_adam_is_its_equations(case):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
     np.testing.assert_array_equal(a[~touched], old[~touched])
   np.testing.assert_allclose(found, squares, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inner_products(case):
+  (ids, _, vectors), (values, *_) = inputs(*case)
+  outside = np.where(np.arange(ids.size).reshape(ids.shape) % 7 == 3, -2, ids)
+  rows = np.concatenate([values, np.zeros((1, case[3]), np.float32)])  # N and -2 are padding
+  for one in (ids, outside):
+    got = dot_bag(values, one, vectors, implementation="cpu")
+    wanted = np.einsum("td,tbd->tb", vectors, rows[np.where(one < 0, case[2], one)])
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_in_place_and_bit_for_bit_again():
@@ -97,7 +108,7 @@ def test_in_place_and_bit_for_bit_again():
 def test_an_array_that_is_still_needed_stays_as_it_was():
   factors, held = inputs(9, 5, 20, 64)
   arrays = tuple(map(jnp.array, held))
-  run = jax.jit(lambda held: (cpu_rows.adam(*factors, *held, jnp.ones(4), **RATES), held))
+  run = jax.jit(lambda held: (cpu.adam(*factors, *held, jnp.ones(4), **RATES), held))
   (new, *_), old = run(arrays)
   np.testing.assert_array_equal(old[0], held[0])
   assert np.any(np.asarray(new) != held[0])
@@ -117,10 +128,10 @@ def test_several_at_once():
   """Under vmap, as runs of several seeds are."""
   factors, held = zip(*(inputs(9, 5, 20, 64, seed) for seed in (1, 2)), strict=True)
   both = jax.tree.map(lambda *a: jnp.stack(a), *zip(factors, held, strict=True))
-  run = jax.jit(jax.vmap(lambda f, h: cpu_rows.adam(*f, *h, jnp.ones(4), **RATES)))
+  run = jax.jit(jax.vmap(lambda f, h: cpu.adam(*f, *h, jnp.ones(4), **RATES)))
   got = run(*both)
   for i in range(2):
-    one = cpu_rows.adam(*factors[i], *map(jnp.asarray, held[i]), jnp.ones(4), **RATES)
+    one = cpu.adam(*factors[i], *map(jnp.asarray, held[i]), jnp.ones(4), **RATES)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[i], b), got, one)  # noqa: B023
 
 
@@ -131,7 +142,7 @@ def test_sorts_stably(data):
   size = data.draw(st.sampled_from([1, 2, 7, 300]))
   rng = np.random.default_rng(data.draw(st.integers(0, 99)))
   flat = rng.integers(0, largest, size, endpoint=True).astype(np.int32)
-  row, order = jax.jit(cpu_rows.sort, static_argnums=1)(flat, largest)
+  row, order = jax.jit(cpu.sort, static_argnums=1)(flat, largest)
   wanted = np.argsort(flat, kind="stable")
   np.testing.assert_array_equal(order, wanted)
   np.testing.assert_array_equal(row, flat[wanted])
@@ -153,7 +164,7 @@ def test_without_it_reads_are_sorted_all_the_same(monkeypatch, _unbuilt, name, v
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     with pytest.raises(NotImplementedError, match=why):
-      cpu_rows.sort(jnp.zeros(1, jnp.int32), 1)
+      cpu.sort(jnp.zeros(1, jnp.int32), 1)
     reads = sort_reads(jnp.array([[3, 1], [1, 7]]), 5)
   np.testing.assert_array_equal(reads.row, [1, 1, 3, 5])
   np.testing.assert_array_equal(reads.order, [1, 2, 0, 3])
@@ -162,7 +173,7 @@ def test_without_it_reads_are_sorted_all_the_same(monkeypatch, _unbuilt, name, v
 @pytest.mark.parametrize("compiler", ["false", "there-is-no-such-compiler"])
 def test_a_compiler_that_fails_is_named_once(monkeypatch, _unbuilt, compiler):
   monkeypatch.setenv("CXX", compiler)
-  with pytest.warns(UserWarning, match=r"cpu_rows\.cc could not be built.*\n.*MEMJAX_NATIVE=0"):
+  with pytest.warns(UserWarning, match=r"cpu\.cc could not be built.*\n.*MEMJAX_NATIVE=0"):
     sort_reads(jnp.array([[3, 1]]), 5)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
@@ -170,7 +181,7 @@ def test_a_compiler_that_fails_is_named_once(monkeypatch, _unbuilt, compiler):
 
 
 def test_builds_once(monkeypatch, tmp_path, _unbuilt):
-  source = Path(cpu_rows.__file__).with_suffix(".cc")
+  source = Path(cpu.__file__).with_suffix(".cc")
   built = native._built(source)
   assert built.parent == tmp_path / "memjax"
   assert [path.name for path in built.parent.iterdir()] == [built.name]

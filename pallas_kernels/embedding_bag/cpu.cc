@@ -1,6 +1,6 @@
-// The reads of a table sorted by row, and Adam on the rows touched in one pass: each row's reads are
-// added up in registers, and its moments and the row itself are read and written once, on all
-// threads of XLA's pool.
+// Inner products with rows of a table; its reads sorted by row; and Adam on the rows touched in one
+// pass: a row's reads are added up in registers, and its moments and itself are read and written
+// once. On all threads of XLA's pool, which writes rows on one and makes one output at a time.
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +18,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+constexpr int64_t kTokens = 16;  // that a thread takes at once
+constexpr int64_t kAhead = 4;    // rows that are asked for before they are needed
 constexpr int kDigit = 11;       // bits that are sorted by at once: their counts stay in cache
 constexpr int64_t kStrip = 64;  // columns whose sums stand in registers
 constexpr int64_t kLine = 16;   // floats of a cache line
@@ -49,7 +51,40 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const std::function<void(int6
   shared->all.wait(lock, [&] { return shared->done == count; });
 }
 
-// See cpu_rows.py. Digit by digit, stably, so that equal ids keep their order.
+// See cpu.py.
+ffi::Error DotBag(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values, ffi::Buffer<ffi::S32> ids,
+                  ffi::Buffer<ffi::F32> vectors, ffi::ResultBuffer<ffi::F32> dots) {
+  const int64_t rows = values.dimensions()[0], dim = values.dimensions()[1];
+  const int64_t tokens = ids.dimensions()[0], slots = ids.dimensions()[1];
+  const auto row = [&](int32_t id) -> const float* {
+    return 0 <= id && id < rows ? values.typed_data() + id * dim : nullptr;
+  };
+  ForEach(pool, (tokens + kTokens - 1) / kTokens, [&](int64_t part) {
+    for (int64_t t = part * kTokens; t < std::min(tokens, (part + 1) * kTokens); ++t) {
+      const float* x = vectors.typed_data() + t * dim;
+      const int32_t* id = ids.typed_data() + t * slots;
+      for (int64_t s = 0; s < slots; ++s) {
+        if (const float* soon = s + kAhead < slots ? row(id[s + kAhead]) : nullptr) {
+          for (int64_t j = 0; j < dim; j += kLine) __builtin_prefetch(soon + j);
+        }
+        const float* mine = row(id[s]);
+        float lanes[kStrip] = {};
+        int64_t j = 0;
+        for (; mine && j + kStrip <= dim; j += kStrip) {
+          for (int64_t l = 0; l < kStrip; ++l) lanes[l] += x[j + l] * mine[j + l];
+        }
+        for (int64_t l = 0; mine && j + l < dim; ++l) lanes[l] += x[j + l] * mine[j + l];
+        for (int64_t half = kStrip / 2; half; half /= 2) {
+          for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+        }
+        dots->typed_data()[t * slots + s] = lanes[0];
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// See cpu.py. Digit by digit, stably, so that equal ids keep their order.
 ffi::Error SortReads(ffi::Buffer<ffi::S32> ids, ffi::ResultBuffer<ffi::S32> sorted,
                      ffi::ResultBuffer<ffi::S32> order, int64_t largest) {
   struct Read {
@@ -111,7 +146,7 @@ inline void Update(const Numbers& k, int64_t width, const float* vectors, int64_
   }
 }
 
-// See cpu_rows.py. Moments and table are updated in place: the results are the operands.
+// See cpu.py. Moments and table are updated in place: the results are the operands.
 ffi::Error AdamRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buffer<ffi::S32> order,
                     ffi::Buffer<ffi::F32> weights, ffi::Buffer<ffi::F32> vectors,
                     ffi::Buffer<ffi::F32> numbers, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
@@ -164,6 +199,14 @@ ffi::Error AdamRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buf
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_dot_bag, DotBag,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()   // values
+                                  .Arg<ffi::Buffer<ffi::S32>>()   // ids
+                                  .Arg<ffi::Buffer<ffi::F32>>()   // vectors
+                                  .Ret<ffi::Buffer<ffi::F32>>());  // dots
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_sort_reads, SortReads,
                               ffi::Ffi::Bind()
