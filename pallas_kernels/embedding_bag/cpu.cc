@@ -121,17 +121,63 @@ struct Rows {
   Rows at(int64_t offset) const { return {p + offset, m + offset, v + offset}; }
 };
 
-// A strip of columns of one row, N of them (0: `width`, fewer than kStrip).
-template <int64_t N>
-inline void Update(const Numbers& k, int64_t width, const float* vectors, int64_t dim,
-                   const std::vector<int64_t>& tokens, const std::vector<float>& weights, Rows row,
-                   Rows next, float* squares) {
-  const int64_t n = N ? N : width;
-  float g[kStrip] = {};
-  for (size_t read = 0; read < tokens.size(); ++read) {
-    const float* from = vectors + tokens[read] * dim;
-    for (int64_t j = 0; j < n; ++j) g[j] += weights[read] * from[j];
+// All reads of a table, sorted by row; and those of one row.
+struct Reads {
+  Reads(const ffi::Buffer<ffi::S32>& sorted, const ffi::Buffer<ffi::S32>& order,
+        const ffi::Buffer<ffi::F32>& weights, const ffi::Buffer<ffi::F32>& vectors, int64_t rows)
+      : vectors(vectors.typed_data()), dim(vectors.dimensions()[1]), id_(sorted.typed_data()),
+        order_(order.typed_data()), weight_(weights.typed_data()), slots_(weights.dimensions()[1]),
+        count_(std::lower_bound(id_, id_ + sorted.element_count(), rows) - id_) {}
+
+  const float* vectors;  // [tokens, dim]
+  int64_t dim;
+  std::vector<int64_t> tokens;
+  std::vector<float> weights;
+
+  // Those of rows; padding comes after them.
+  int64_t count() const { return count_; }
+  int32_t id(int64_t i) const { return id_[i]; }
+
+  // The first read from `i` on with which a row begins.
+  int64_t Begin(int64_t i) const {
+    while (0 < i && i < count_ && id_[i] == id_[i - 1]) ++i;
+    return i;
   }
+
+  // Takes the reads of the row that begins with read `i`; returns where the next one begins.
+  int64_t Take(int64_t i) {
+    tokens.clear();
+    weights.clear();
+    for (const int32_t row = id_[i]; i < count_ && id_[i] == row; ++i) {
+      tokens.push_back(order_[i] / slots_);
+      weights.push_back(weight_[order_[i]]);
+    }
+    return i;
+  }
+
+ private:
+  const int32_t *id_, *order_;
+  const float* weight_;
+  int64_t slots_, count_;
+};
+
+// What the columns of a gradient's row from `column` on add up to: N of them (0: `n`, below kStrip).
+template <int64_t N>
+inline void Add(const Reads& reads, int64_t column, int64_t n, float* g) {
+  n = N ? N : n;
+  for (size_t i = 0; i < reads.tokens.size(); ++i) {
+    const float* from = reads.vectors + reads.tokens[i] * reads.dim + column;
+    for (int64_t j = 0; j < n; ++j) g[j] += reads.weights[i] * from[j];
+  }
+}
+
+// The same columns of a touched row and its moments.
+template <int64_t N>
+inline void Update(const Numbers& k, const Reads& reads, int64_t column, int64_t n, Rows row, Rows next,
+                   float* squares) {
+  n = N ? N : n;
+  float g[kStrip] = {};
+  Add<N>(reads, column, n, g);
   for (int64_t j = 0; j < n; j += kLine) {
     __builtin_prefetch(next.p + j, 1);
     __builtin_prefetch(next.m + j, 1);
@@ -146,6 +192,37 @@ inline void Update(const Numbers& k, int64_t width, const float* vectors, int64_
   }
 }
 
+// See cpu.py.
+ffi::Error SumRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buffer<ffi::S32> order,
+                   ffi::Buffer<ffi::S32> rank, ffi::Buffer<ffi::F32> weights,
+                   ffi::Buffer<ffi::F32> vectors, ffi::ResultBuffer<ffi::F32> summed, int64_t rows) {
+  const int64_t size = summed->dimensions()[0], dim = summed->dimensions()[1];
+  const Reads all(sorted, order, weights, vectors, rows);
+  const int64_t chunks = (all.count() + kReads - 1) / kReads;
+  ForEach(pool, chunks, [&](int64_t chunk) {
+    Reads reads = all;
+    const int64_t end = std::min(reads.count(), (chunk + 1) * kReads);
+    for (int64_t i = reads.Begin(chunk * kReads), next; i < end; i = next) {
+      next = reads.Take(i);
+      float* row = summed->typed_data() + rank.typed_data()[i] * dim;
+      int64_t j = 0;
+      for (; j < dim; j += kStrip) {
+        float g[kStrip] = {};
+        const int64_t n = std::min(kStrip, dim - j);
+        n == kStrip ? Add<kStrip>(reads, j, n, g) : Add<0>(reads, j, n, g);
+        std::copy(g, g + n, row + j);
+      }
+    }
+  });
+  const int64_t found = all.count() ? rank.typed_data()[all.count() - 1] + 1 : 0;
+  const int64_t zeros = (size - found + kReads - 1) / kReads;
+  ForEach(pool, zeros, [&](int64_t part) {
+    const int64_t begin = found + part * kReads, end = std::min(size, begin + kReads);
+    std::fill(summed->typed_data() + begin * dim, summed->typed_data() + end * dim, 0.0f);
+  });
+  return ffi::Error::Success();
+}
+
 // See cpu.py. Moments and table are updated in place: the results are the operands.
 ffi::Error AdamRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buffer<ffi::S32> order,
                     ffi::Buffer<ffi::F32> weights, ffi::Buffer<ffi::F32> vectors,
@@ -153,41 +230,27 @@ ffi::Error AdamRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buf
                     ffi::Buffer<ffi::F32>, ffi::ResultBuffer<ffi::F32> table,
                     ffi::ResultBuffer<ffi::F32> first, ffi::ResultBuffer<ffi::F32> second,
                     ffi::ResultBuffer<ffi::F32> total, float b1, float b2, float eps) {
-  const int64_t reads = sorted.element_count(), slots = weights.dimensions()[1];
-  const int64_t rows = table->dimensions()[0], dim = table->dimensions()[1];
-  const int32_t *id = sorted.typed_data(), *read = order.typed_data();
-  const float *weight = weights.typed_data(), *vector = vectors.typed_data();
+  const int64_t dim = table->dimensions()[1];
+  const Reads all(sorted, order, weights, vectors, table->dimensions()[0]);
   const float* given = numbers.typed_data();
   const Numbers k{b1, b2, eps, given[0], given[1], given[2], given[3]};
-  const Rows all{table->typed_data(), first->typed_data(), second->typed_data()};
-  const int64_t chunks = (reads + kReads - 1) / kReads;
+  const Rows held{table->typed_data(), first->typed_data(), second->typed_data()};
+  const int64_t chunks = (all.count() + kReads - 1) / kReads;
   std::vector<double> sums(chunks, 0.0);
 
   ForEach(pool, chunks, [&](int64_t chunk) {
-    std::vector<int64_t> tokens;
-    std::vector<float> factors;
+    Reads reads = all;
     float squares[kStrip] = {};
-    int64_t i = chunk * kReads;
-    const int64_t end = std::min(reads, i + kReads);
-    while (0 < i && i < end && id[i] == id[i - 1]) ++i;  // of the row that the chunk before has
-    while (i < end && id[i] < rows) {
-      const int32_t mine = id[i];
-      tokens.clear();
-      factors.clear();
-      for (; i < reads && id[i] == mine; ++i) {
-        tokens.push_back(read[i] / slots);
-        factors.push_back(weight[read[i]]);
+    const int64_t end = std::min(reads.count(), (chunk + 1) * kReads);
+    for (int64_t i = reads.Begin(chunk * kReads), next; i < end; i = next) {
+      next = reads.Take(i);
+      const Rows row = held.at(reads.id(i) * dim);
+      const Rows soon = held.at(reads.id(next < reads.count() ? next : i) * dim);
+      int64_t j = 0;
+      for (; j + kStrip <= dim; j += kStrip) {
+        Update<kStrip>(k, reads, j, kStrip, row.at(j), soon.at(j), squares);
       }
-      const int64_t soon = i < reads && id[i] < rows ? id[i] : mine;
-      int64_t column = 0;
-      for (; column + kStrip <= dim; column += kStrip) {
-        Update<kStrip>(k, kStrip, vector + column, dim, tokens, factors,
-                       all.at(mine * dim + column), all.at(soon * dim + column), squares);
-      }
-      if (column < dim) {
-        Update<0>(k, dim - column, vector + column, dim, tokens, factors,
-                  all.at(mine * dim + column), all.at(soon * dim + column), squares);
-      }
+      if (j < dim) Update<0>(k, reads, j, dim - j, row.at(j), soon.at(j), squares);
     }
     for (float square : squares) sums[chunk] += square;
   });
@@ -214,6 +277,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_sort_reads, SortReads,
                                   .Ret<ffi::Buffer<ffi::S32>>()  // sorted
                                   .Ret<ffi::Buffer<ffi::S32>>()  // order
                                   .Attr<int64_t>("largest"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_sum_rows, SumRows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // sorted
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // order
+                                  .Arg<ffi::Buffer<ffi::S32>>()  // rank
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // weights
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // vectors
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // summed
+                                  .Attr<int64_t>("rows"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(memjax_adam_rows, AdamRows,
                               ffi::Ffi::Bind()

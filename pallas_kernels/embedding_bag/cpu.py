@@ -14,7 +14,9 @@ import numpy as np
 from pallas_kernels import native
 from pallas_kernels.embedding_bag import reads
 
-DOT, SORT, ADAM = "memjax_dot_bag", "memjax_sort_reads", "memjax_adam_rows"
+DOT, SORT, SUM, ADAM = NAMES = [
+  f"memjax_{name}" for name in ("dot_bag", "sort_reads", "sum_rows", "adam_rows")
+]
 
 
 def dot_bag(values: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
@@ -33,6 +35,18 @@ def sort(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
   run = jax.ffi.ffi_call(SORT, (like, like), vmap_method="sequential")
   row, order = run(flat, largest=np.int64(largest))
   return row, order
+
+
+def touched(ids, weights, vectors, *, rows: int, size: int) -> tuple[jax.Array, jax.Array]:
+  """The ids and the rows of `rows.touched_rows`."""
+  _register()
+  sorted_reads = reads.sort_reads(ids, rows)
+  row, rank = sorted_reads.row, sorted_reads.rank
+  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[rank].set(row, mode="drop")
+  like = jax.ShapeDtypeStruct((size, vectors.shape[1]), jnp.float32)
+  run = jax.ffi.ffi_call(SUM, like, vmap_method="sequential")
+  factors = (a.astype(jnp.float32) for a in (weights, vectors))
+  return found, run(row, sorted_reads.order, rank, *factors, rows=np.int64(rows))
 
 
 def adam(
@@ -73,4 +87,4 @@ def _register(*tables: jax.Array):
     raise NotImplementedError(f"a CPU's kernel; this process computes on {jax.default_backend()}")
   if any(a.dtype != jnp.float32 for a in tables):
     raise NotImplementedError(f"a table in float32 is needed here; got {tables[0].dtype}")
-  native.register(Path(__file__).with_suffix(".cc"), DOT, SORT, ADAM)
+  native.register(Path(__file__).with_suffix(".cc"), *NAMES)

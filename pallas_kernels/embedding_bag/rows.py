@@ -64,6 +64,7 @@ def touched_rows(ids: jax.Array, weights: jax.Array, vectors: jax.Array, rows: i
   sizes = {"rows": rows, "size": size}
   best = by_platform(
     functools.partial(row_bags.touched, **sizes),
+    cpu=functools.partial(lazy(f"{_HERE}.cpu", "touched"), **sizes),
     cuda=functools.partial(lazy(f"{_HERE}.gpu_rows", "touched"), **sizes),
     tpu=functools.partial(_touched_at_once, **sizes),
   )
