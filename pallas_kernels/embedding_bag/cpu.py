@@ -40,6 +40,7 @@ def sort(flat: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
 def touched(ids, weights, vectors, *, rows: int, size: int) -> tuple[jax.Array, jax.Array]:
   """The ids and the rows of `rows.touched_rows`."""
   _register()
+  _check(ids, weights, vectors, [])
   sorted_reads = reads.sort_reads(ids, rows)
   row, rank = sorted_reads.row, sorted_reads.rank
   found = (rows + jnp.arange(size, dtype=jnp.int32)).at[rank].set(row, mode="drop")
@@ -67,6 +68,7 @@ def adam(
     table, first, second, and the sum of squares of g, bit for bit repeatable on a machine.
   """
   _register(table, first, second)
+  _check(ids, weights, vectors, [table, first, second])
   if ids.size == 0:
     return table, first, second, jnp.float32(0)
   sorted_reads = reads.sort_reads(ids, table.shape[0])
@@ -80,6 +82,16 @@ def adam(
   new = run(sorted_reads.row, sorted_reads.order, *small, table, first, second, **rates)
   table, first, second, squares = new
   return table, first, second, squares
+
+
+def _check(ids, weights, vectors, arrays) -> None:
+  """C++ reads what it is told to."""
+  if ids.shape != weights.shape or ids.ndim != 2 or vectors.shape[:-1] != ids.shape[:1]:
+    shapes = [list(a.shape) for a in (ids, weights, vectors)]
+    raise ValueError(f"ids, weights and vectors must be [T, b], [T, b] and [T, dv]; got {shapes}")
+  if len({a.shape for a in arrays}) > 1 or any(a.shape[1:] != vectors.shape[1:] for a in arrays):
+    shapes = [list(a.shape) for a in arrays]
+    raise ValueError(f"table and moments must be [N, {vectors.shape[1]}]; got {shapes}")
 
 
 def _register(*tables: jax.Array):

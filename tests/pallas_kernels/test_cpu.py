@@ -148,6 +148,14 @@ def test_sorts_stably(data):
   np.testing.assert_array_equal(row, flat[wanted])
 
 
+def test_shapes_that_do_not_fit_are_named():
+  (ids, weights, vectors), held = inputs(4, 3, 6, 5)
+  with pytest.raises(ValueError, match=r"\[T, dv\]; got \[\[4, 3\], \[4, 2\], \[4, 5\]\]"):
+    step((ids, weights[:, :2], vectors), held)
+  with pytest.raises(ValueError, match=r"\[N, 5\]; got \[\[6, 5\], \[6, 4\], \[6, 5\]\]"):
+    step((ids, weights, vectors), (held[0], held[1][:, :4], held[2]))
+
+
 def test_other_tables_are_refused():
   factors, held = inputs(4, 3, 6, 5)
   held = jnp.asarray(held[0], jnp.bfloat16), *held[1:]

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from pallas_kernels.embedding_bag import dot_bag, embedding_bag, row_bags, touched_rows, update_rows
+from pallas_kernels.embedding_bag import (
+  cpu,
+  dot_bag,
+  embedding_bag,
+  row_bags,
+  touched_rows,
+  update_rows,
+)
 from pallas_kernels.embedding_bag import rows as rows_module
 from pallas_kernels.embedding_bag.reads import by_digits, by_pairs, sort_reads
 
@@ -31,6 +38,10 @@ def inputs(tokens, bag, rows, dim):
     jax.random.normal(keys[2], (tokens, bag)),
     jax.random.normal(keys[3], (tokens, dim)),
   )
+
+
+def refused(*tables):
+  raise NotImplementedError
 
 
 def dense(ids, weights, vectors, rows):
@@ -87,8 +98,11 @@ def test_ids_out_of_range_are_refused_in_debug_mode_and_are_padding_otherwise():
   assert message is not None and "0..2" in message and "-1 to 7" in message
 
 
+@pytest.mark.parametrize("form", ["best", "xla"])
 @pytest.mark.parametrize(("tokens", "bag", "rows", "dim"), [case[:4] for case in CASES])
-def test_touched_rows(tokens, bag, rows, dim):
+def test_touched_rows(monkeypatch, form, tokens, bag, rows, dim):
+  if form == "xla":
+    monkeypatch.setattr(cpu, "_register", refused)
   _, ids, weights, vectors = inputs(tokens, bag, rows, dim)
   run = jax.jit(functools.partial(touched_rows, rows=rows))
   found, again = run(ids, weights, vectors), run(ids, weights, vectors)
