@@ -18,7 +18,8 @@ from pathlib import Path
 
 import jax
 
-FLAGS = "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"
+OWN = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+FLAGS = "-std=c++17", "-O3", OWN, "-fno-math-errno", "-fno-trapping-math"
 SWITCH = "MEMJAX_NATIVE"
 
 
@@ -87,7 +88,7 @@ def _compiler() -> list[str]:
 
 
 def _processor() -> str:
-  """What `-march=native` looks at: a home may be shared by machines."""
+  """What `OWN` looks at: a home may be shared by machines."""
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:

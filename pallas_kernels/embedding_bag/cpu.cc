@@ -1,6 +1,6 @@
-// Inner products with rows of a table; its reads sorted by row; and Adam on the rows touched in one
-// pass: a row's reads are added up in registers, and its moments and itself are read and written
-// once. On all threads of XLA's pool, which writes rows on one and makes one output at a time.
+// Inner products with rows of a table; its reads sorted by row; and sums of the reads of each row,
+// with Adam in the same pass: they are added up in registers, and the row and its moments are read
+// and written once, on all threads of XLA's pool. (XLA's own scatter is on one, array by array.)
 
 #include <algorithm>
 #include <atomic>
@@ -18,12 +18,12 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int64_t kTokens = 16;  // that a thread takes at once
-constexpr int64_t kAhead = 4;    // rows that are asked for before they are needed
-constexpr int kDigit = 11;       // bits that are sorted by at once: their counts stay in cache
-constexpr int64_t kStrip = 64;  // columns whose sums stand in registers
-constexpr int64_t kLine = 16;   // floats of a cache line
-constexpr int64_t kReads = 2048;  // of a chunk, whatever the threads: sums are the same on all machines
+constexpr int64_t kTokens = 16;   // that a thread takes at once
+constexpr int64_t kAhead = 4;     // rows that are asked for before they are needed
+constexpr int64_t kLine = 16;     // floats of a cache line
+constexpr int64_t kStrip = 64;    // columns whose sums stand in registers
+constexpr int64_t kReads = 2048;  // that a thread takes at once; no result depends on the threads
+constexpr int kDigit = 11;        // bits that are sorted by at once: their counts stay in cache
 
 // Calls `work(i)` for 0 <= i < count on the pool's threads and this one; returns when all are done.
 // A thread of the pool that comes late finds nothing left, and touches nothing of the caller's.
@@ -112,7 +112,7 @@ ffi::Error SortReads(ffi::Buffer<ffi::S32> ids, ffi::ResultBuffer<ffi::S32> sort
 
 struct Numbers {
   float b1, b2, eps;
-  float factor;  // of the gradient
+  float factor;               // of the gradient
   float rate, scale, decay;  // p -= rate m / (sqrt(scale v) + eps) + decay p
 };
 
@@ -161,7 +161,7 @@ struct Reads {
   int64_t slots_, count_;
 };
 
-// What the columns of a gradient's row from `column` on add up to: N of them (0: `n`, below kStrip).
+// Sums of the reads' columns from `column` on: N of them (0: `n`, fewer than kStrip).
 template <int64_t N>
 inline void Add(const Reads& reads, int64_t column, int64_t n, float* g) {
   n = N ? N : n;
@@ -173,8 +173,8 @@ inline void Add(const Reads& reads, int64_t column, int64_t n, float* g) {
 
 // The same columns of a touched row and its moments.
 template <int64_t N>
-inline void Update(const Numbers& k, const Reads& reads, int64_t column, int64_t n, Rows row, Rows next,
-                   float* squares) {
+inline void Update(const Numbers& k, const Reads& reads, int64_t column, int64_t n, Rows row,
+                   Rows next, float* squares) {
   n = N ? N : n;
   float g[kStrip] = {};
   Add<N>(reads, column, n, g);
@@ -195,7 +195,8 @@ inline void Update(const Numbers& k, const Reads& reads, int64_t column, int64_t
 // See cpu.py.
 ffi::Error SumRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buffer<ffi::S32> order,
                    ffi::Buffer<ffi::S32> rank, ffi::Buffer<ffi::F32> weights,
-                   ffi::Buffer<ffi::F32> vectors, ffi::ResultBuffer<ffi::F32> summed, int64_t rows) {
+                   ffi::Buffer<ffi::F32> vectors, ffi::ResultBuffer<ffi::F32> summed,
+                   int64_t rows) {
   const int64_t size = summed->dimensions()[0], dim = summed->dimensions()[1];
   const Reads all(sorted, order, weights, vectors, rows);
   const int64_t chunks = (all.count() + kReads - 1) / kReads;
@@ -209,7 +210,11 @@ ffi::Error SumRows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> sorted, ffi::Buff
       for (; j < dim; j += kStrip) {
         float g[kStrip] = {};
         const int64_t n = std::min(kStrip, dim - j);
-        n == kStrip ? Add<kStrip>(reads, j, n, g) : Add<0>(reads, j, n, g);
+        if (n == kStrip) {
+          Add<kStrip>(reads, j, n, g);
+        } else {
+          Add<0>(reads, j, n, g);
+        }
         std::copy(g, g + n, row + j);
       }
     }

@@ -43,7 +43,8 @@ def touched(ids, weights, vectors, *, rows: int, size: int) -> tuple[jax.Array, 
   _check(ids, weights, vectors, [])
   sorted_reads = reads.sort_reads(ids, rows)
   row, rank = sorted_reads.row, sorted_reads.rank
-  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[rank].set(row, mode="drop")
+  slot = jnp.where(row < rows, rank, size)
+  found = (rows + jnp.arange(size, dtype=jnp.int32)).at[slot].set(row, mode="drop")
   like = jax.ShapeDtypeStruct((size, vectors.shape[1]), jnp.float32)
   run = jax.ffi.ffi_call(SUM, like, vmap_method="sequential")
   factors = (a.astype(jnp.float32) for a in (weights, vectors))
