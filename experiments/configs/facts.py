@@ -3,8 +3,8 @@
 python -m experiments.train --config=experiments/configs/facts.py --workdir=runs/facts
 
 6,144 people with four random facts each, 172 kbit; a question is the two tokens of a name and the
-attribute. All models spend 169 kFLOP on a token and see each fact 100 times. Expected, in about 7
-minutes on two cores (two runs agreed within 1 kbit): kbit held, by the cross-entropy of the
+attribute. All models spend 169 kFLOP on a token and see each fact 100 times. Expected, in 7 to 9
+minutes on two cores (three runs agreed within 2 kbit): kbit held, by the cross-entropy of the
 answers, bits per parameter, and right answers (strangers' facts: 0 kbit, 1.8 % right, which is
 chance):
 
