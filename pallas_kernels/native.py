@@ -30,7 +30,7 @@ def register(source: Path, *names: str) -> None:
   and for. The compiler is `$CXX`, else c++, g++ or clang++; `MEMJAX_NATIVE=0` builds nothing.
 
   Raises:
-    NotImplementedError: it is switched off, there is no compiler, or it failed (with a warning).
+    NotImplementedError: it is switched off, there is no compiler, or (with a warning) it failed.
   """
   refusal = _tried(source, names)
   if refusal:
@@ -44,36 +44,38 @@ def _tried(source: Path, names: tuple[str, ...]) -> str:
     library = ctypes.CDLL(str(_built(source)))
   except NotImplementedError as error:
     return str(error)
+  except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
+    why = getattr(error, "stderr", None) or str(error)
+    warnings.warn(
+      f"{source.name} could not be built and loaded, so that tables are slower on this CPU: "
+      f"{why.strip()[-400:]}\n({SWITCH}=0 does not try)", stacklevel=2,
+    )  # fmt: skip
+    return f"{source.name} could not be built and loaded"
   for name in names:
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
   return ""
 
 
 def _built(source: Path) -> Path:
-  """The library of a source file."""
+  """The library of a source file.
+
+  Raises:
+    NotImplementedError: it is switched off, or there is no compiler.
+    CalledProcessError, OSError, RuntimeError: the compiler failed, or there is no room for it.
+  """
   if os.environ.get(SWITCH, "1") == "0":
     raise NotImplementedError(f"{SWITCH}=0 leaves the kernels in C++ out")
   command = *_compiler(), *FLAGS, "-shared", "-fPIC", f"-I{jax.ffi.include_dir()}"
   built_of = repr((source.read_text(), command, jax.__version__, _processor()))
   name = f"{source.stem}-{hashlib.sha256(built_of.encode()).hexdigest()[:16]}.so"
   folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memjax"
-  if (folder / name).exists():
-    return folder / name
-  try:
+  if not (folder / name).exists():
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
       new = Path(scratch) / name
-      subprocess.run(
-        [*command, "-w", str(source), "-o", str(new)], check=True, capture_output=True, text=True
-      )
+      make = [*command, "-w", str(source), "-o", str(new)]
+      subprocess.run(make, check=True, capture_output=True, text=True)
       new.replace(folder / name)  # at once: another process may be building the same
-  except (OSError, subprocess.CalledProcessError) as error:
-    why = getattr(error, "stderr", None) or str(error)
-    warnings.warn(
-      f"{source.name} could not be built, so that updates of tables are slower on this CPU: "
-      f"{why.strip()[-400:]}\n({SWITCH}=0 does not try)", stacklevel=2,
-    )  # fmt: skip
-    raise NotImplementedError(f"{source.name} could not be built") from error
   return folder / name
 
 

@@ -15,6 +15,7 @@ from pallas_kernels import native
 from pallas_kernels.embedding_bag import cpu, dot_bag
 from pallas_kernels.embedding_bag.reads import sort_reads
 
+SOURCE = Path(cpu.__file__).with_suffix(".cc")
 RATES = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
 NUMBERS = {"factor": 0.5, "rate": 0.1, "scale": 1.3, "decay": 0.02}
 # (tokens, bag, rows, dim): one read; a strip of columns and less, one and more, several; rows whose
@@ -27,8 +28,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _built():
+  """Without a compiler there is nothing to test; one that fails is an error."""
   try:
-    cpu.sort(jnp.zeros(1, jnp.int32), 1)
+    native._built(SOURCE)
   except NotImplementedError as error:
     pytest.skip(str(error))
 
@@ -78,7 +80,7 @@ def test_adam_is_its_equations(case):
     # Sums of up to 5,000 float32 products in another order.
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
     np.testing.assert_array_equal(a[~touched], old[~touched])
-  np.testing.assert_allclose(found, squares, rtol=1e-4)
+  np.testing.assert_allclose(found, squares, rtol=1e-4)  # of the same sums
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -89,6 +91,7 @@ def test_inner_products(case):
   for one in (ids, outside):
     got = dot_bag(values, one, vectors, implementation="cpu")
     wanted = np.einsum("td,tbd->tb", vectors, rows[np.where(one < 0, case[2], one)])
+    # Up to 192 float32 products of order one, added in lanes.
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -178,10 +181,24 @@ def test_without_it_reads_are_sorted_all_the_same(monkeypatch, _unbuilt, name, v
   np.testing.assert_array_equal(reads.order, [1, 2, 0, 3])
 
 
+FAILED = r"cpu\.cc could not be built and loaded.*\n.*MEMJAX_NATIVE=0"
+
+
+@pytest.mark.parametrize("failure", [OSError("a home that runs nothing"), RuntimeError("no home")])
+def test_a_library_that_cannot_be_loaded_is_named(monkeypatch, _unbuilt, failure):
+  def refuse(*args):
+    raise failure
+
+  monkeypatch.setattr(native.ctypes, "CDLL", refuse)
+  with pytest.warns(UserWarning, match=FAILED):
+    reads = sort_reads(jnp.array([[3, 1]]), 5)
+  np.testing.assert_array_equal(reads.row, [1, 3])
+
+
 @pytest.mark.parametrize("compiler", ["false", "there-is-no-such-compiler"])
 def test_a_compiler_that_fails_is_named_once(monkeypatch, _unbuilt, compiler):
   monkeypatch.setenv("CXX", compiler)
-  with pytest.warns(UserWarning, match=r"cpu\.cc could not be built.*\n.*MEMJAX_NATIVE=0"):
+  with pytest.warns(UserWarning, match=FAILED):
     sort_reads(jnp.array([[3, 1]]), 5)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
@@ -189,9 +206,8 @@ def test_a_compiler_that_fails_is_named_once(monkeypatch, _unbuilt, compiler):
 
 
 def test_builds_once(monkeypatch, tmp_path, _unbuilt):
-  source = Path(cpu.__file__).with_suffix(".cc")
-  built = native._built(source)
+  built = native._built(SOURCE)
   assert built.parent == tmp_path / "memjax"
   assert [path.name for path in built.parent.iterdir()] == [built.name]
   monkeypatch.setattr(native.subprocess, "run", None)  # what has been kept is taken
-  assert native._built(source) == built
+  assert native._built(SOURCE) == built
